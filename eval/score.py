@@ -1,0 +1,63 @@
+"""What a measure returns: typed scores that describe themselves, one JSON file per measure and model."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from fce.stage import Job
+from fce.state import save_json
+
+
+class Score(BaseModel):
+    """One number, with what is needed to read it.
+
+    Attributes:
+        name: the measure, e.g. `bits_per_dim`, `kl`, `frechet_distance`, `accuracy`.
+        model: what was measured.
+        value: in `unit`.
+        standard_error: of the value, over what `protocol` says; None where it has none.
+        n: how many points, images or draws the value is a mean of.
+        labels: the number of labelled examples, for a probe.
+        protocol: in words.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True)
+
+    name: str
+    model: Literal["flow", "ebm", "data", "features"]
+    value: float
+    unit: str
+    n: int
+    protocol: str
+    standard_error: float | None = None
+    labels: int | None = None
+
+
+class ScoreFile(BaseModel):
+    """All scores of one measure on one model: `build/<profile>/<experiment>/seed-<n>/<arm>/<measure>.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    measure: str
+    profile: str
+    experiment: str
+    seed: int
+    arm: str
+    scores: list[Score]
+    provenance: dict[str, Any]
+
+
+def write_scores(job: Job, scores: list[Score]) -> None:
+    """Write the stage's scores to its output and its record."""
+    for score in scores:
+        name = "/".join(filter(None, (score.model, score.name, str(score.labels or ""))))
+        job.record.log(0, **{name: score.value})
+    content = ScoreFile(
+        measure=job.stage, profile=job.tags.get("profile", "none"), experiment=job.tags.get("experiment", "none"),
+        seed=job.seed, arm=job.tags.get("arm", "none"), scores=scores, provenance=job.provenance())
+    save_json(job.out, content.model_dump(mode="json"))
+
+
+def read_scores(path: Path) -> ScoreFile:
+    return ScoreFile.model_validate_json(path.read_text())

@@ -1,0 +1,198 @@
+"""Image data: SVHN and CIFAR-10 (torchvision, checksums), scikit-learn's digits, a user's own npz.
+
+`FCE_DATA` names a folder of files you already have (the official archives, npz files, Inception weights); what
+is downloaded goes to build/downloads. Conventions: uint8 images, NHWC on disk, NCHW in training; the models'
+coordinates are x = (k + u) / levels - 1/2 with u uniform on [0, 1), for grey level k.
+"""
+
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fce.progress import log
+from fce.stage import UserError
+
+DOWNLOADS = Path("build/downloads")
+OFFICIAL = {  # file: (address, md5); the archives the paper's data sets are published as
+    "svhn": {
+        "train_32x32.mat": ("http://ufldl.stanford.edu/housenumbers/train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373"),
+        "test_32x32.mat": ("http://ufldl.stanford.edu/housenumbers/test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3"),
+    },
+    "cifar10": {
+        "cifar-10-python.tar.gz": ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+                                   "c58f30108f718f92721af3b95e74349a"),
+    },
+}
+SIZES = {"svhn": (73_257, 26_032), "cifar10": (50_000, 10_000)}
+EDGE = 1e-6  # dequantised values keep this far from the box's walls, where a logit is infinite
+
+
+def load(data: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays {train,validation,test}_{images,labels} and `levels`, as a `data:` section of params.yaml says.
+
+    Raises:
+        UserError: a file is missing, has a wrong checksum, or holds something other than labelled images.
+    """
+    source = data["source"]
+    if source == "digits":
+        arrays = digits(data["test"], data["split_seed"])
+        levels = 17
+    elif source == "npz":
+        arrays, levels = read_npz(find_npz(data["file"])), data["levels"]
+    else:
+        arrays, levels = official(source), 256
+    check(arrays, levels, source)
+    arrays = split(arrays, data["validation"], data["split_seed"])
+    return {**arrays, "levels": np.array(levels)}
+
+
+def digits(test: int, seed: int) -> dict[str, np.ndarray]:
+    """scikit-learn's 1,797 digits, 8x8x1, grey levels 0 to 16, with a fixed stratified test part."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    images = images.astype(np.uint8).reshape(-1, 8, 8, 1)
+    train, held = train_test_split(np.arange(len(labels)), test_size=test, stratify=labels, random_state=seed)
+    return {"train_images": images[train], "train_labels": labels[train],
+            "test_images": images[held], "test_labels": labels[held]}
+
+
+def official(name: str) -> dict[str, np.ndarray]:
+    """SVHN (train, test; label 10 read as 0) or CIFAR-10 through torchvision."""
+    from torchvision import datasets
+
+    root = DOWNLOADS / name
+    root.mkdir(parents=True, exist_ok=True)
+    for file, (address, md5) in OFFICIAL[name].items():
+        fetch(file, address, md5, root)
+    if name == "svhn":
+        train, test = (datasets.SVHN(str(root), split=part, download=False) for part in ("train", "test"))
+        pairs = [(part.data.transpose(0, 2, 3, 1), part.labels) for part in (train, test)]
+    else:
+        train, test = (datasets.CIFAR10(str(root), train=part, download=True) for part in (True, False))
+        pairs = [(part.data, np.array(part.targets)) for part in (train, test)]
+    for (images, _), expected, part in zip(pairs, SIZES[name], ("training", "test"), strict=True):
+        if len(images) != expected:
+            raise UserError(f"{name}: {len(images)} {part} images instead of {expected}; delete {root} and try again")
+    (train_images, train_labels), (test_images, test_labels) = pairs
+    return {"train_images": train_images, "train_labels": train_labels,
+            "test_images": test_images, "test_labels": test_labels}
+
+
+def fetch(file: str, address: str, md5: str, root: Path) -> None:
+    """Put `file` into `root`: from FCE_DATA where it is there, else from its address; its checksum must hold."""
+    from torchvision.datasets.utils import check_integrity, download_url
+
+    target, own = root / file, Path(os.environ.get("FCE_DATA", "")) / file
+    if check_integrity(str(target), md5):
+        return
+    how = f"get it from {address} (md5 {md5}) and put it into the folder that FCE_DATA names"
+    try:
+        if os.environ.get("FCE_DATA") and own.exists():
+            if not check_integrity(str(own), md5):
+                raise UserError(f"{own} has a wrong checksum; {how}")
+            shutil.copy(own, target)
+        else:
+            log.info("downloading %s", address)
+            download_url(address, str(root), file, md5)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{file} is missing and could not be downloaded ({error}); {how}") from None
+    finally:
+        if not check_integrity(str(target), md5):
+            target.unlink(missing_ok=True)
+
+
+def find_npz(file: str) -> Path:
+    folder = Path(os.environ.get("FCE_DATA", "."))
+    path = Path(file) if Path(file).is_absolute() else folder / file
+    if not path.exists():
+        raise UserError(f"{path} does not exist; data.file is looked for in the folder that FCE_DATA names "
+                        f"({os.environ.get('FCE_DATA') or 'not set: here'})")
+    return path
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    keys = ("train_images", "train_labels", "test_images", "test_labels")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in keys if key not in file.files]
+            if missing:
+                raise UserError(f"{path}: no array '{missing[0]}'; it has {', '.join(file.files)}")
+            return {key: file[key] for key in keys}
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is not a readable npz file: {error}") from None
+
+
+def check(arrays: dict[str, np.ndarray], levels: int, source: str) -> None:
+    """Refuse what is not labelled uint8 NHWC images of `levels` grey levels."""
+    for part in ("train", "test"):
+        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        where = f"{source}, {part}_images"
+        if images.dtype != np.uint8:
+            raise UserError(f"{where}: dtype {images.dtype}, but grey levels are uint8; convert with .astype('uint8')")
+        if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] not in (1, 3):
+            raise UserError(f"{where}: shape {images.shape}, but square images [N, H, W, 1 or 3] are needed")
+        if len(images) == 0 or len(images) != len(labels):
+            raise UserError(f"{where}: {len(images)} images and {len(labels)} labels")
+        if images.max() >= levels:
+            raise UserError(f"{where}: grey level {images.max()}, but data.levels is {levels}")
+        if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() > 9:
+            raise UserError(f"{source}, {part}_labels: integers from 0 to 9 are needed")
+        side = images.shape[1]
+        if side < 8 or padded(side) % 4:
+            raise UserError(f"{where}: side {side}; images of 8 pixels or more are needed")
+
+
+def split(arrays: dict[str, np.ndarray], validation: int, seed: int) -> dict[str, np.ndarray]:
+    """Cut a validation part from the training part, never from the test part, by index."""
+    images, labels = arrays["train_images"], arrays["train_labels"]
+    if validation >= len(images):
+        raise UserError(f"data.validation: {validation} of only {len(images)} training images")
+    order = np.random.default_rng(seed).permutation(len(images))
+    held, kept = np.sort(order[:validation]), np.sort(order[validation:])
+    return {"train_images": images[kept], "train_labels": labels[kept].astype(np.int64),
+            "validation_images": images[held], "validation_labels": labels[held].astype(np.int64),
+            "test_images": arrays["test_images"], "test_labels": arrays["test_labels"].astype(np.int64)}
+
+
+def padded(side: int) -> int:
+    """The side the models see: 28 is padded to 32, an even side stays."""
+    return 4 * math.ceil(side / 4) if side != 28 else 32
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """uint8 NHWC arrays as uint8 NCHW tensors, padded with level 0 where the models need it."""
+    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    extra = padded(x.shape[2]) - x.shape[2]
+    return F.pad(x, (extra // 2, extra - extra // 2) * 2) if extra else x
+
+
+def to_images(x: Tensor, side: int) -> np.ndarray:
+    """The inverse of to_tensor."""
+    start = (x.shape[2] - side) // 2
+    return x[:, :, start:start + side, start:start + side].permute(0, 2, 3, 1).cpu().numpy()
+
+
+def dequantize(images: Tensor, levels: int, generator: torch.Generator | None = None) -> Tensor:
+    """Model coordinates x in (-1/2, 1/2) from uint8 images, with fresh uniform noise."""
+    noise = torch.rand(images.shape, generator=generator, device=generator.device if generator else images.device)
+    noise = noise.to(images.device)
+    return ((images + noise) / levels).clamp(EDGE, 1 - EDGE) - 0.5
+
+
+def quantize(x: Tensor, levels: int) -> Tensor:
+    """uint8 grey levels of model coordinates: floor, then clip into the box."""
+    return ((x + 0.5) * levels).floor().clamp(0, levels - 1).to(torch.uint8)
+
+
+def bits_per_dim(log_prob: Tensor, levels: int, dims: int) -> Tensor:
+    """Bits per dimension from log-densities in nats of dequantised x in [-1/2, 1/2): Theis et al., eq. 8."""
+    return math.log2(levels) - log_prob / (dims * math.log(2))

@@ -1,0 +1,87 @@
+"""Two-dimensional densities with exact log-densities: mixtures of Gaussians, one of them swirled.
+
+The paper (Figure 1) shows a ring of 8 Gaussians, a 5-armed pinwheel and a spiral, and gives no formulas.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Mixture:
+    """A mixture of equally weighted Gaussians, then rotated by an angle that depends on the radius alone.
+
+    Such a rotation keeps areas, so the log-density stays exact: rotate back and look up the mixture.
+
+    Args:
+        means: centres [K, 2].
+        factors: Cholesky factors of the covariances [K, 2, 2].
+        swirl: the angle at radius r is `swirl[0] * exp(r / swirl[1])`; None for no rotation.
+    """
+
+    def __init__(self, means: Tensor, factors: Tensor, swirl: tuple[float, float] | None = None):
+        self.means, self.factors, self.swirl = means.double(), factors.double(), swirl
+        self.inverses = torch.linalg.inv(self.factors)
+        self.log_norm = -math.log(2 * math.pi) - self.factors.diagonal(dim1=1, dim2=2).log().sum(1)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n points [n, 2], float32."""
+        which = torch.randint(len(self.means), (n,), generator=generator)
+        noise = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+        x = self.means[which] + torch.einsum("nij,nj->ni", self.factors[which], noise)
+        return self.rotate(x, +1).float()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Exact log-density [n] in nats at points x [n, 2], float64."""
+        return torch.cat([self.chunk_log_prob(part) for part in x.double().split(20_000)])
+
+    def chunk_log_prob(self, x: Tensor) -> Tensor:
+        delta = self.rotate(x, -1)[:, None] - self.means
+        white = torch.einsum("kij,nkj->nki", self.inverses, delta)
+        terms = self.log_norm - 0.5 * white.square().sum(-1)
+        return torch.logsumexp(terms, 1) - math.log(len(self.means))
+
+    def rotate(self, x: Tensor, sign: int) -> Tensor:
+        if self.swirl is None:
+            return x
+        angle = sign * self.swirl[0] * torch.exp(x.norm(dim=1) / self.swirl[1])
+        cos, sin = angle.cos(), angle.sin()
+        return torch.stack([cos * x[:, 0] - sin * x[:, 1], sin * x[:, 0] + cos * x[:, 1]], 1)
+
+
+def ring(modes: int, radius: float, std: float) -> Mixture:
+    """`modes` round Gaussians, evenly on a circle."""
+    angle = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
+    means = radius * torch.stack([angle.cos(), angle.sin()], 1)
+    return Mixture(means, std * torch.eye(2, dtype=torch.float64).repeat(modes, 1, 1))
+
+
+def pinwheel(arms: int, radial_std: float, tangential_std: float, rate: float, scale: float) -> Mixture:
+    """Elongated Gaussians around the origin, swirled.
+
+    As in Johnson et al. (arXiv 1603.06277), but the angle depends on the radius, not on the radial coordinate
+    before the swirl; the picture is the same and the density is exact.
+    """
+    angle = torch.arange(arms, dtype=torch.float64) * (2 * math.pi / arms)
+    cos, sin = angle.cos(), angle.sin()
+    frame = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+    factors = frame * torch.tensor([radial_std, tangential_std], dtype=torch.float64)
+    means = scale * torch.stack([cos, sin], 1)
+    covariances = scale**2 * factors @ factors.transpose(1, 2)
+    return Mixture(means, torch.linalg.cholesky(covariances), swirl=(rate, scale))
+
+
+def spiral(turns: float, radius: float, std: float, components: int) -> Mixture:
+    """Round Gaussians closely along one arm whose radius grows as the square root of the angle's share."""
+    share = (torch.arange(components, dtype=torch.float64) + 0.5) / components
+    angle, length = 2 * math.pi * turns * share.sqrt(), radius * share.sqrt()
+    means = torch.stack([length * angle.cos(), length * angle.sin()], 1)
+    return Mixture(means, std * torch.eye(2, dtype=torch.float64).repeat(components, 1, 1))
+
+
+def density(data: dict[str, Any]) -> Mixture:
+    """The density that a `data:` section of params.yaml describes."""
+    make = {"ring": ring, "pinwheel": pinwheel, "spiral": spiral}[data["source"]]
+    return make(**{key: value for key, value in data.items() if key not in ("source", "validation", "test")})

@@ -1,0 +1,79 @@
+"""The energy-based model p(x) = exp(f(x) - c) (eq. 1; architectures of Table 4)."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fce.flow.glow import Glow
+
+
+def halvings(side: int, most: int) -> int:
+    """How often an image is halved, by the flow's levels and the EBM's strides: while it is even and stays 2 or more."""
+    count = 0
+    while count < most and side % 2 == 0 and side // 2 >= 2:
+        side, count = side // 2, count + 1
+    return count
+
+
+class EnergyModel(nn.Module):
+    """f(x) [B] by the paper's Table 4; `c` plays log Z and is a parameter of its own.
+
+    Images of side 32: three 4x4 convolutions with stride 2 (64, 128, 256), then one that covers the 4x4 map that
+    remains. Smaller sides are halved less often, by the last of these widths; the last kernel is what remains.
+
+    Args:
+        shape: of one x, without the batch.
+        layers, widths, slope: as in params.yaml, `energy:`.
+    """
+
+    def __init__(self, shape: tuple[int, ...], layers: str, widths: list[int], slope: float):
+        super().__init__()
+        self.slope = slope
+        if layers == "fc":
+            sizes = [math.prod(shape), *widths]
+            self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+            self.head: nn.Module = nn.Linear(widths[-1], 1)
+        else:
+            count = halvings(shape[1], len(widths))
+            sizes = [shape[0], *widths[len(widths) - count:]]
+            self.hidden = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(sizes, sizes[1:], strict=False))
+            self.head = nn.Conv2d(sizes[-1], 1, shape[1] // 2**count)
+        self.c = nn.Parameter(torch.zeros(()))
+
+    def top(self, x: Tensor) -> Tensor:
+        for layer in self.hidden:
+            x = F.leaky_relu(layer(x), self.slope)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f(x) [B], up to the constant c."""
+        return self.head(self.top(x)).flatten()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """f(x) - c [B] in nats; a density's logarithm only if c is log Z."""
+        return self(x) - self.c
+
+    def features(self, x: Tensor) -> Tensor:
+        """The top layer's feature maps [B, F], after the leaky ReLU."""
+        return self.top(x).flatten(1)
+
+
+class Residual(EnergyModel):
+    """f = log q0 + g, g by Table 4 and zero at the start, with the pre-trained flow q0 as base measure (ours)."""
+
+    def __init__(self, base: Glow, shape: tuple[int, ...], layers: str, widths: list[int], slope: float):
+        super().__init__(shape, layers, widths, slope)
+        self.base = base.requires_grad_(False)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base.log_prob(x) + super().forward(x)
+
+
+def make_energy(shape: tuple[int, ...], energy: dict[str, Any], base: Glow | None = None) -> EnergyModel:
+    """The EBM from an `energy:` section of params.yaml; with a base flow, the residual form."""
+    return Residual(base, shape, **energy) if base is not None else EnergyModel(shape, **energy)

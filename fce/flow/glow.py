@@ -1,0 +1,195 @@
+"""Glow (arXiv 1807.03039) in its convolutional and its fully connected form."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fce.flow.layers import LOG_SCALE, Logit, Step, ZeroOutput, per_channel, sum_features
+
+
+def normal_log_prob(eps: Tensor) -> Tensor:
+    """log N(eps; 0, I), summed over the features."""
+    return sum_features(-0.5 * eps.square() - 0.5 * math.log(2 * math.pi))
+
+
+class Gaussianize(nn.Module):
+    """Turns factored-out latents into standard noise: eps = (z - mean) exp(-logs), given a context or learned."""
+
+    def __init__(self, channels: int, context: int, layers: str):
+        super().__init__()
+        self.net = ZeroOutput(context, 2 * channels, layers) if context else None
+        if not context:  # openai/glow's top prior convolves zeros: only a mean and a scale per channel are left
+            self.mean, self.logs = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
+
+    def moments(self, like: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.net is None:
+            mean, logs = per_channel(self.mean, like), per_channel(LOG_SCALE * self.logs, like)
+            return mean.expand_as(like), logs.expand_as(like)
+        h = self.net(context)
+        return h[:, 0::2], h[:, 1::2]
+
+    def encode(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        mean, logs = self.moments(z, context)
+        return (z - mean) * (-logs).exp(), -sum_features(logs)
+
+    def decode(self, eps: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        mean, logs = self.moments(eps, context)
+        return mean + logs.exp() * eps, sum_features(logs)
+
+
+class Glow(nn.Module):
+    """A normalised density q(x) on R^D (or on the box, with `input: logit`).
+
+    x is [B, C, H, W] in model coordinates, or [B, 2]; eps is [B, D], standard normal; log q is [B] in nats and
+    exact in both directions.
+
+    Args:
+        shape: of one x, without the batch.
+        levels, steps, width, layers, coupling, scale_floor, input: as in params.yaml, `flow:`.
+    """
+
+    initialized: Tensor
+
+    def __init__(self, shape: tuple[int, ...], levels: int, steps: int, width: int, layers: str, coupling: str,
+                 scale_floor: float, input: str):  # noqa: A002 - the parameter's name in params.yaml
+        super().__init__()
+        self.shape, self.dims, self.conv = tuple(shape), math.prod(shape), layers == "conv"
+        self.logit = Logit() if input == "logit" else None
+        channels = shape[0]
+        self.levels = nn.ModuleList()
+        self.priors = nn.ModuleList()
+        self.latents: list[tuple[int, ...]] = []
+        sides = shape[1:]
+        for level in range(levels):
+            if self.conv:
+                if any(side % 2 for side in sides):
+                    raise ValueError(f"flow.levels: {levels} levels halve the side {shape[1]} to an odd number; "
+                                     f"at most {level} fit")
+                channels, sides = channels * 4, tuple(side // 2 for side in sides)
+            self.levels.append(nn.ModuleList(Step(channels, width, layers, coupling, scale_floor) for _ in range(steps)))
+            last = level == levels - 1
+            out = channels if last else channels // 2
+            self.priors.append(Gaussianize(out, 0 if last else channels - out, layers))
+            self.latents.append((out, *sides))
+            channels -= 0 if last else out
+        self.register_buffer("initialized", torch.tensor(False))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Data-dependent initialisation of every actnorm, from one large batch in model coordinates."""
+        z = self.logit.encode(x)[0] if self.logit else x
+        for level, steps in enumerate(self.levels):
+            z = F.pixel_unshuffle(z, 2) if self.conv else z
+            for step in steps:
+                z = step.initialize(z)
+            if level < len(self.levels) - 1:
+                z = z[:, :z.shape[1] // 2]
+        self.initialized.fill_(True)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(eps [B, D], log q(x) [B]); with gradients through both."""
+        self.require_initialized()
+        log_q = x.new_zeros(len(x))
+        if self.logit:
+            x, log_det = self.logit.encode(x)
+            log_q = log_q + log_det
+        eps = []
+        z = x
+        for level, steps in enumerate(self.levels):
+            z = F.pixel_unshuffle(z, 2) if self.conv else z
+            for step in steps:
+                z, log_det = step.encode(z)
+                log_q = log_q + log_det
+            last = level == len(self.levels) - 1
+            context, out = (None, z) if last else z.chunk(2, 1)
+            noise, log_det = self.priors[level].encode(out, context)
+            log_q = log_q + log_det
+            eps.append(noise.flatten(1))
+            z = context
+        flat = torch.cat(eps, 1)
+        return flat, log_q + normal_log_prob(flat)
+
+    def decode(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """(x, log q(x) [B]) from eps [B, D]; with gradients through both, and without a second pass."""
+        self.require_initialized()
+        log_q = normal_log_prob(eps)
+        parts = eps.split([math.prod(latent) for latent in self.latents], 1)
+        z: Tensor | None = None
+        for level in reversed(range(len(self.levels))):
+            noise = parts[level].view(-1, *self.latents[level])
+            out, log_det = self.priors[level].decode(noise, z)
+            log_q = log_q - log_det
+            z = out if z is None else torch.cat([z, out], 1)
+            for step in reversed(self.levels[level]):
+                z, log_det = step.decode(z)
+                log_q = log_q - log_det
+            z = F.pixel_shuffle(z, 2) if self.conv else z
+        assert z is not None
+        if self.logit:
+            z, log_det = self.logit.decode(z)
+            log_q = log_q - log_det
+        return z, log_q
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log q(x) [B] in nats."""
+        return self.encode(x)[1]
+
+    def rsample_with_log_prob(self, n: int, temperature: float = 1.0,
+                              generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """n samples and their log q, with gradients through both."""
+        eps = torch.randn(n, self.dims, generator=generator)
+        return self.decode(temperature * eps.to(self.initialized.device))
+
+    @torch.no_grad()
+    def sample(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        return self.rsample_with_log_prob(n, temperature, generator)[0]
+
+    def max_log_scale(self) -> Tensor:
+        """The largest |log-scale| of the actnorms and 1x1 convolutions on the flow's path: an explosion's first sign."""
+        steps = [step for level in self.levels for step in level]
+        return torch.cat([torch.cat([LOG_SCALE * step.norm.logs, step.linear.packed.diagonal()]) for step in steps]).abs().max()
+
+    def require_initialized(self) -> None:
+        if not self.initialized:
+            raise RuntimeError("Glow is not initialised: call initialize(x) with data, or load a state, first")
+
+
+class Gaussian(nn.Module):
+    """A Gaussian with the data's mean and covariance, with Glow's interface: the noise of plain NCE."""
+
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, shape: tuple[int, ...]):
+        super().__init__()
+        self.shape, self.dims = tuple(shape), math.prod(shape)
+        self.register_buffer("mean", torch.zeros(self.dims))
+        self.register_buffer("factor", torch.eye(self.dims))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        flat = x.flatten(1).double()
+        self.mean.copy_(flat.mean(0))
+        self.factor.copy_(torch.linalg.cholesky(flat.T.cov() + 1e-6 * torch.eye(self.dims, device=x.device)))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        white = torch.linalg.solve_triangular(self.factor, (x.flatten(1) - self.mean).T, upper=False).T
+        return normal_log_prob(white) - self.factor.diagonal().log().sum()
+
+    def rsample_with_log_prob(self, n: int, temperature: float = 1.0,
+                              generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        eps = temperature * torch.randn(n, self.dims, generator=generator).to(self.mean.device)
+        x = self.mean + eps @ self.factor.T
+        return x.view(n, *self.shape), normal_log_prob(eps) - self.factor.diagonal().log().sum()
+
+    @torch.no_grad()
+    def sample(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        return self.rsample_with_log_prob(n, temperature, generator)[0]
+
+
+def make_glow(shape: tuple[int, ...], flow: dict[str, Any]) -> Glow:
+    """Glow from a `flow:` section of params.yaml."""
+    return Glow(shape, **flow)

@@ -1,0 +1,81 @@
+"""The value function of flow contrastive estimation and what steers its players: pure functions.
+
+r(x) = log p(x) - log q(x) is the log-ratio; sigmoid(r) is the posterior that x is real. Both densities are of
+the same, dequantised and scaled x.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def value(log_p_data: Tensor, log_q_data: Tensor, log_p_gen: Tensor, log_q_gen: Tensor) -> Tensor:
+    """V(theta, alpha) of eq. 4, as means over the batch: -2 log 2 where p = q.
+
+    The EBM ascends it, the flow descends it. Written with logsigmoid of the log-ratio: exact where p/(p+q) is not.
+    """
+    return logsigmoid(log_p_data - log_q_data).mean() + logsigmoid(log_q_gen - log_p_gen).mean()
+
+
+def accuracy(r: Tensor, real: bool) -> Tensor:
+    """Share of points that the posterior assigns to the right class; a tie (r = 0) counts one half."""
+    right = (r > 0) if real else (r < 0)
+    return right.float().mean() + 0.5 * (r == 0).float().mean()
+
+
+def calibrate(w_data: Tensor, w_gen: Tensor) -> float:
+    """The constant c that maximises V for fixed f, from w = f - log q on data and on samples.
+
+    The root of mean sigmoid(c - w_data) = mean sigmoid(w_gen - c): dV/dc = 0, the bridge-sampling equation with
+    data in place of samples from p. The left side rises and the right side falls in c, so bisection finds it.
+    """
+    data, gen = w_data.double(), w_gen.double()
+    low, high = (float(f(torch.cat([data, gen]))) + s for f, s in ((torch.min, -50.0), (torch.max, 50.0)))
+    for _ in range(200):
+        c = 0.5 * (low + high)
+        if torch.sigmoid(c - data).mean() < torch.sigmoid(gen - c).mean():
+            low = c
+        else:
+            high = c
+    return 0.5 * (low + high)
+
+
+@dataclass
+class Switch:
+    """Whose turn it is.
+
+    `accuracy` (section 3 of the paper): the EBM until the classification accuracy is above 1/2, then the flow until
+    it is below; a running average of the accuracy decides, and each turn has a cap, without which it may never end.
+    An accuracy of exactly 1/2 ends no turn. `ratio`: fixed numbers of updates.
+    """
+
+    rule: str
+    ebm_per_round: int
+    flow_per_round: int
+    decay: float
+    head_start: int = 0
+    turn: str = "ebm"
+    done: int = 0
+    average: float = 0.5
+    seen: int = 0
+
+    def update(self, batch_accuracy: float) -> str:
+        """Tell of one update and its accuracy (mean of the two classes'); returns whose turn is next."""
+        self.seen += 1
+        self.done += 1
+        decay = min(self.decay, (self.seen - 1) / self.seen)  # the average of what was seen, at first
+        self.average = decay * self.average + (1 - decay) * batch_accuracy
+        cap = self.ebm_per_round if self.turn == "ebm" else self.flow_per_round
+        if self.turn == "ebm" and self.head_start > 0:
+            self.head_start -= 1
+            over = self.head_start == 0
+        elif self.rule == "ratio":
+            over = self.done >= cap
+        else:
+            reached = self.average > 0.5 if self.turn == "ebm" else self.average < 0.5
+            over = reached or self.done >= cap
+        if over:
+            self.turn, self.done = ("flow" if self.turn == "ebm" else "ebm"), 0
+        return self.turn

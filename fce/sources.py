@@ -1,0 +1,37 @@
+"""Which source files a stage computes with: its own module and what it imports of ours, to the end.
+
+Snakemake depends on these files, so an edit retrains what it may change and nothing else. Modules
+that only check, report or transport (EXEMPT) are left out: a reworded log line retrains nothing.
+"""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+PACKAGES = ("fce", "eval", "reports")
+EXEMPT = {"fce/params.py", "fce/progress.py", "fce/sources.py", "fce/stage.py", "fce/track.py"}
+
+
+def sources(module: str) -> list[str]:
+    """The files, relative to the repository's root, that the stage in file `module` computes with."""
+    found: set[str] = set()
+    queue = [module]
+    while queue:
+        path = queue.pop()
+        if path not in found and path not in EXEMPT:
+            found.add(path)
+            queue.extend(imports(path))
+    return sorted(found)
+
+
+@cache
+def imports(path: str) -> list[str]:
+    """Our own files that the file imports, at its top or inside a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(Path(path).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    files = (Path(*name.split(".")).with_suffix(".py") for name in names if name.split(".")[0] in PACKAGES)
+    return sorted(str(file) for file in files if file.exists())

@@ -1,0 +1,156 @@
+"""What every stage shares: its command line, seeds, threads, record, and how it ends.
+
+A stage is a module with `run(job)`; `main` makes it a command. Exit codes: 0 done, 1 stopped (an alarm, a
+fault), 2 the user's mistake; then the log's last line reads `error: what, where, how to mend`.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import shlex
+import sys
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fce.progress import log, open_door
+
+ROOT = Path(__file__).resolve().parent.parent
+PATH_LAW = re.compile(r"(?:^|/)build/(?P<profile>[^/]+)/(?P<experiment>[^/]+)/"
+                      r"(?:seed-(?P<seed>\d+)/)?(?:(?P<arm>[^/]+)/)?[^/]+$")
+
+
+class UserError(Exception):
+    """A mistake of the user's, or something that is missing: what, where, how to mend."""
+
+
+class Stopped(Exception):
+    """A run that must not go on: what happened, what was kept, what to change."""
+
+
+@dataclass
+class Job:
+    """One run of one stage: its parameters, inputs, output, seed and record."""
+
+    stage: str
+    params: dict[str, Any]
+    out: Path
+    inputs: dict[str, Path]
+    seed: int
+    device: str
+    tags: dict[str, str]
+    command: str
+    record: Any = None  # fce.track.Run
+    started: float = field(default_factory=time.time)
+
+    def seed_for(self, purpose: str) -> int:
+        """A seed of its own for each use of chance, from the run's seed and the purpose's name."""
+        return zlib.crc32(f"{self.stage}/{purpose}/{self.tags.get('arm', '')}/{self.seed}".encode())
+
+    def provenance(self) -> dict[str, Any]:
+        """Where an output of this job comes from."""
+        from fce.state import sha256
+        from fce.track import environment
+
+        inputs = {name: sha256(path)[:16] for name, path in self.inputs.items()}
+        return {**environment(), **self.tags, "command": self.command, "params": digest(self.params),
+                "inputs": inputs, "seconds": round(time.time() - self.started, 2)}
+
+
+def digest(content: Any) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def main(doc: str | None, run: Callable[[Job], None], inputs: Sequence[str] = (), seeded: bool = True,
+         argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run the stage, and turn every end into a message and an exit code.
+
+    Args:
+        doc: the module's docstring; its first line names the stage.
+        run: the stage.
+        inputs: the input files the stage takes, each a flag.
+        seeded: whether the stage takes a seed.
+    """
+    file = Path(sys.modules[run.__module__].__file__ or "")
+    stage, module = file.stem, ".".join(file.resolve().relative_to(ROOT).with_suffix("").parts)
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=doc,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, required=True, help="the stage's parameters (a JSON slice of params.yaml)")
+    for name in inputs:
+        parser.add_argument(f"--{name}", type=Path, required=True, help=f"input: {name}")
+    if seeded:
+        parser.add_argument("--seed", type=int, required=True, help="the run's seed")
+    parser.add_argument("--out", type=Path, required=True, help="the output; what belongs to it is written beside it")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+    arguments = parser.parse_args(argv)
+    open_door()
+    try:
+        given = {name: getattr(arguments, name) for name in inputs}
+        for name, path in {"params": arguments.params, **given}.items():
+            if not path.exists():
+                raise UserError(f"--{name}: {path} does not exist; the stage before this one makes it")
+        job = Job(stage=stage, params=read_params(arguments.params), out=arguments.out, inputs=given,
+                  seed=getattr(arguments, "seed", 0), device=choose_device(arguments.device),
+                  tags=tags_of(arguments.out, stage),
+                  command=shlex.join(["python", "-m", module, *(argv or sys.argv[1:])]))
+        execute(job, run, arguments.threads)
+    except UserError as error:
+        return fail(error, 2)
+    except Stopped as error:
+        return fail(error, 1)
+    except (MemoryError, OSError) as error:
+        return fail(error, 1)
+    return 0
+
+
+def execute(job: Job, run: Callable[[Job], None], threads: int) -> None:
+    import torch
+
+    from fce.track import Run
+
+    if threads:
+        torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # saturated logits give denormal gradients, which CPUs multiply slowly
+    torch.backends.cudnn.allow_tf32 = False  # a log-ratio is a difference of numbers around 1e4
+    torch.manual_seed(job.seed_for("torch"))
+    tags = job.tags
+    name = "/".join(filter(None, (tags.get("experiment"), tags.get("arm"), job.stage, f"seed-{job.seed}")))
+    with Run(job.out.with_suffix(".run.jsonl"), name, tags, job.params) as job.record:
+        run(job)
+    log.info("%s: wrote %s in %.1f s", job.stage, job.out, time.time() - job.started)
+
+
+def fail(error: Exception, code: int) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return code
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"--params: {path} is not JSON ({error}); Snakemake writes it anew") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--params: {path} must hold a mapping")
+    return content
+
+
+def choose_device(wanted: str) -> str:
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device; use --device cpu, or mend the driver")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+def tags_of(out: Path, stage: str) -> dict[str, str]:
+    """Profile, experiment, seed and arm, as the path law has them."""
+    found = PATH_LAW.search(out.as_posix())
+    law = {key: value for key, value in found.groupdict().items() if value} if found else {}
+    return {"stage": stage, **law}
