@@ -54,8 +54,14 @@ def write_scores(job: Job, scores: list[Score]) -> None:
         name = "/".join(filter(None, (score.model, score.name, str(score.labels or ""))))
         job.record.log(0, **{name: score.value})
     content = ScoreFile(
-        measure=job.stage, profile=job.tags.get("profile", "none"), experiment=job.tags.get("experiment", "none"),
-        seed=job.seed, arm=job.tags.get("arm", "none"), scores=scores, provenance=job.provenance())
+        measure=job.stage,
+        profile=job.tags.get("profile", "none"),
+        experiment=job.tags.get("experiment", "none"),
+        seed=job.seed,
+        arm=job.tags.get("arm", "none"),
+        scores=scores,
+        provenance=job.provenance(),
+    )
     save_json(job.out, content.model_dump(mode="json"))
 
 

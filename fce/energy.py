@@ -1,6 +1,7 @@
 """The energy-based model p(x) = exp(f(x) - c) (eq. 1; architectures of Table 4)."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from fce.flow.glow import Glow
 
 
 def halvings(side: int, most: int) -> int:
-    """How often an image is halved, by the flow's levels and the EBM's strides: while it is even and stays 2 or more."""
+    """How often the EBM's strides halve an image: at most `most` times, while the side is even and 2 or more remain."""
     count = 0
     while count < most and side % 2 == 0 and side // 2 >= 2:
         side, count = side // 2, count + 1
@@ -34,12 +35,12 @@ class EnergyModel(nn.Module):
         self.slope = slope
         if layers == "fc":
             sizes = [math.prod(shape), *widths]
-            self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+            self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
             self.head: nn.Module = nn.Linear(widths[-1], 1)
         else:
             count = halvings(shape[1], len(widths))
-            sizes = [shape[0], *widths[len(widths) - count:]]
-            self.hidden = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(sizes, sizes[1:], strict=False))
+            sizes = [shape[0], *widths[len(widths) - count :]]
+            self.hidden = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(sizes))
             self.head = nn.Conv2d(sizes[-1], 1, shape[1] // 2**count)
         self.c = nn.Parameter(torch.zeros(()))
 

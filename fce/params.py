@@ -1,224 +1,20 @@
-"""Typed parameters: reads and checks params.yaml, and cuts it into one slice per stage.
+"""Reads and checks params.yaml, and cuts it into one slice per stage.
 
-Nothing has a default here: every number stands in params.yaml, beside its reason. This module needs
-neither torch nor data, so that `snakemake -n` is quick.
+This module needs neither torch nor data, so that `snakemake -n` is quick.
 """
 
 import difflib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0)]
+from fce.schema import TOY_SOURCES, Experiment, ImageExperiment, Profile, Strict, ToyExperiment
 
-
-class ParamsError(ValueError):
-    """A mistake in params.yaml: what, where, how to mend."""
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Ring(Strict):
-    source: Literal["ring"]
-    modes: Positive
-    radius: Rate
-    std: Rate
-    validation: Positive
-    test: Positive
-
-
-class Pinwheel(Strict):
-    source: Literal["pinwheel"]
-    arms: Positive
-    radial_std: Rate
-    tangential_std: Rate
-    rate: Rate
-    scale: Rate
-    validation: Positive
-    test: Positive
-
-
-class Spiral(Strict):
-    source: Literal["spiral"]
-    turns: Rate
-    radius: Rate
-    std: Rate
-    components: Positive
-    validation: Positive
-    test: Positive
-
-
-class Digits(Strict):
-    source: Literal["digits"]
-    validation: Positive
-    test: Positive
-    split_seed: Seed
-
-
-class Official(Strict):
-    source: Literal["svhn", "cifar10"]
-    validation: Positive
-    split_seed: Seed
-
-
-class Npz(Strict):
-    """A user's own images: train_images, train_labels, test_images, test_labels."""
-
-    source: Literal["npz"]
-    file: Annotated[str, Field(min_length=1)]
-    levels: Annotated[int, Field(ge=2, le=256)]
-    validation: Positive
-    split_seed: Seed
-
-
-Toy = Ring | Pinwheel | Spiral
-Data = Annotated[Ring | Pinwheel | Spiral | Digits | Official | Npz, Field(discriminator="source")]
-TOY_SOURCES = ("ring", "pinwheel", "spiral")
-
-
-class Flow(Strict):
-    levels: Positive
-    steps: Positive
-    width: Positive
-    layers: Literal["fc", "conv"]
-    coupling: Literal["additive", "affine"]
-    scale_floor: Share
-    input: Literal["identity", "centered", "logit"]
-
-    @model_validator(mode="after")
-    def fits(self) -> "Flow":
-        if self.layers == "fc" and (self.levels != 1 or self.input != "identity"):
-            raise ValueError("layers: fc goes with levels: 1 and input: identity")
-        return self
-
-
-class Energy(Strict):
-    layers: Literal["fc", "conv"]
-    widths: Annotated[list[Positive], Field(min_length=1)]
-    slope: Share
-
-
-class Pretrain(Strict):
-    steps: Positive
-    batch: Positive
-    optimizer: Literal["adam", "adamax"]
-    lr: Rate
-    warmup: Count
-    decay: Literal["constant", "cosine"]
-    clip: Rate
-    ema: Share
-    validate_every: Positive
-    select: Literal["last", "validation"]
-
-
-class Alarms(Strict):
-    ratio_growth: Rate
-    ratio_floor: Rate
-    round_trip: Rate
-    log_scale: Rate
-
-
-class Joint(Strict):
-    start: Literal["pretrained", "random"]
-    noise: Literal["flow", "frozen-flow", "gaussian"]
-    energy: Literal["plain", "residual"]
-    batch: Positive
-    ebm_updates: Positive
-    warm_start: Count
-    head_start: Count
-    rule: Literal["accuracy", "ratio"]
-    ebm_per_round: Positive
-    flow_per_round: Positive
-    accuracy_decay: Share
-    ebm_lr: Rate
-    c_lr: Rate
-    flow_lr: Rate
-    flow_warmup: Count
-    decay: Literal["constant", "cosine"]
-    ebm_clip: Rate
-    flow_clip: Rate
-    ema: Share
-    log_every: Positive
-    alarms: Alarms
-
-    @model_validator(mode="after")
-    def fits(self) -> "Joint":
-        if self.start == "random" and (self.noise != "flow" or self.energy == "residual"):
-            raise ValueError("start: random goes with noise: flow and energy: plain")
-        if self.energy == "residual" and self.noise == "gaussian":
-            raise ValueError("energy: residual needs a flow as its base, not noise: gaussian")
-        return self
-
-
-class Density(Strict):
-    boxes: Annotated[list[Rate], Field(min_length=2, max_length=2)]
-    points: Positive
-    plot_points: Positive
-
-
-class Classifier(Strict):
-    epochs: Positive
-    lr: Rate
-    batch: Positive
-    width: Positive
-    features: Positive
-
-
-class Sample(Strict):
-    count: Positive
-    batch: Positive
-    temperature: Rate
-
-
-class BitsPerDim(Strict):
-    draws: Positive
-    batch: Positive
-
-
-class Fid(Strict):
-    features: Literal["inception", "classifier"]
-    batch: Positive
-
-
-class Probe(Strict):
-    labels: Annotated[list[Positive], Field(min_length=1)]
-    draws: Positive
-    inverse_l2: Annotated[list[Rate], Field(min_length=1)]
-
-
-class ToyExperiment(Strict):
-    data: Annotated[Toy, Field(discriminator="source")]
-    flow: Flow
-    energy: Energy
-    pretrain: Pretrain
-    arms: dict[str, Joint]
-    density: Density
-
-
-class ImageExperiment(Strict):
-    data: Annotated[Digits | Official | Npz, Field(discriminator="source")]
-    flow: Flow
-    energy: Energy
-    pretrain: Pretrain
-    arms: dict[str, Joint]
-    classifier: Classifier
-    sample: Sample
-    bits_per_dim: BitsPerDim
-    fid: Fid
-    probe: Probe
-
-
-Experiment = ToyExperiment | ImageExperiment
 ARMS = {
     "toy": ("joint", "joint-from-random", "frozen-flow", "gaussian-noise"),
     "images": ("joint", "residual"),
@@ -235,11 +31,8 @@ SLICES = {  # what each stage may read
 }
 
 
-class Profile(Strict):
-    seeds: Annotated[list[Seed], Field(min_length=1)]
-    toy: list[str]
-    images: list[str]
-    overrides: dict[str, dict[str, Any]]
+class ParamsError(ValueError):
+    """A mistake in params.yaml: what, where, how to mend."""
 
 
 class Params(Strict):
@@ -267,7 +60,9 @@ class Params(Strict):
                 text = json.dumps(content, indent=1, sort_keys=True) + "\n"
                 if not target.exists() or target.read_text() != text:
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_text(text)
+                    partial = target.with_suffix(f".{os.getpid()}.partial")
+                    partial.write_text(text)
+                    os.replace(partial, target)
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
@@ -315,11 +110,14 @@ def load(path: str | Path = "params.yaml") -> Params:
     for profile, chosen in profiles.items():
         for name in [*chosen.toy, *chosen.images, *chosen.overrides]:
             if name not in raw["experiments"]:
-                raise ParamsError(f"{profile} names the experiment '{name}', which experiments: does not have"
-                                  + suggestion(name, raw["experiments"]))
+                raise ParamsError(
+                    f"{profile} names the experiment '{name}', which experiments: does not have"
+                    + suggestion(name, raw["experiments"])
+                )
         resolved[profile] = {
             name: resolve(raw, profile, name, kind)
-            for kind, names in (("toy", chosen.toy), ("images", chosen.images)) for name in names
+            for kind, names in (("toy", chosen.toy), ("images", chosen.images))
+            for name in names
         }
     for name, own in raw["experiments"].items():  # entries no profile lists are checked too
         if not any(name in group for group in resolved.values()):

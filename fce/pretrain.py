@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from fce.data.data import Images, Points, open_data
 from fce.data.images import bits_per_dim
 from fce.flow.glow import Glow, make_glow
+from fce.optim import Average, lr_factor, make_optimizer, set_lr
 from fce.progress import log, steps
 from fce.stage import Job, Stopped, UserError, main
-from fce.state import Average, atomic, save, schedule
+from fce.state import atomic, save
 
 INIT_BATCH = 1024  # points or images for the data-dependent initialisation (openai/glow: 256)
 
@@ -25,38 +26,56 @@ def run(job: Job) -> None:
     generator = torch.Generator().manual_seed(job.seed_for("batches"))
     flow = start_flow(data, job.params["flow"], generator, job.device)
     optimizer = make_optimizer(settings["optimizer"], flow.parameters(), settings["lr"])
-    factor = schedule(settings["decay"], settings["warmup"], settings["steps"])
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     average = Average(flow, settings["ema"])
     validation = data.part("validation", torch.Generator().manual_seed(0))
     best, clipped, rows = (math.inf, average.state), 0, []
     for step, progress in steps(settings["steps"], settings["batch"]):
+        factor = lr_factor(settings["decay"], settings["warmup"], step - 1, step / settings["steps"])
+        set_lr(optimizer, [settings["lr"]], factor)
         loss = -flow.log_prob(data.batch(settings["batch"], generator)).mean()
         if not torch.isfinite(loss):
-            raise Stopped(f"pretrain: the loss is {loss.item()} at step {step}; lower pretrain.lr, or raise "
-                          "pretrain.warmup or flow.scale_floor")
+            raise Stopped(
+                f"pretrain: the loss is {loss.item()} at step {step}; lower pretrain.lr, or raise "
+                "pretrain.warmup or flow.scale_floor"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(flow.parameters(), settings["clip"])
         clipped += bool(norm > settings["clip"])
         optimizer.step()
-        scheduler.step()
         average.update(flow)
         if step % settings["validate_every"] == 0 or step == settings["steps"]:
             with average.applied(flow):
                 score = unit(data, evaluate(flow, validation))
                 if score < best[0]:
                     best = (score, {name: value.clone() for name, value in average.state.items()})
-            row = {"step": step, "train": unit(data, -loss.item()), "validation": score, "gradient_norm": norm.item(),
-                   "clipped": clipped, "lr": scheduler.get_last_lr()[0], "max_log_scale": flow.max_log_scale().item()}
+            row = {
+                "step": step,
+                "train": unit(data, -loss.item()),
+                "validation": score,
+                "gradient_norm": norm.item(),
+                "clipped": clipped,
+                "lr": settings["lr"] * factor,
+                "max_log_scale": flow.max_log_scale().item(),
+            }
             rows.append(row)
             job.record.log(**row)
-            log.info("step %d: train %.4f, validation %.4f, gradients clipped %d times", step, row["train"], score, clipped)
+            log.info(
+                "step %d: train %.4f, validation %.4f, gradients clipped %d times", step, row["train"], score, clipped
+            )
         progress(step, loss=loss.item(), gradient=norm.item())
     write_csv(job.out.with_suffix(".csv"), rows)
     state = best[1] if settings["select"] == "validation" else average.state
-    save(job.out, {"flow": state, "flow_params": job.params["flow"], "shape": list(flow.shape),
-                   "data_params": job.params["data"], "provenance": job.provenance()})
+    save(
+        job.out,
+        {
+            "flow": state,
+            "flow_params": job.params["flow"],
+            "shape": list(flow.shape),
+            "data_params": job.params["data"],
+            "provenance": job.provenance(),
+        },
+    )
 
 
 def start_flow(data: Points | Images, params: dict[str, Any], generator: torch.Generator, device: str) -> Glow:
@@ -69,11 +88,6 @@ def start_flow(data: Points | Images, params: dict[str, Any], generator: torch.G
     size = INIT_BATCH if isinstance(data, Points) else min(INIT_BATCH, len(data.images["train"]))
     flow.initialize(data.batch(size, generator))
     return flow
-
-
-def make_optimizer(name: str, parameters: Any, lr: float) -> torch.optim.Optimizer:
-    kind = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}[name]
-    return kind(parameters, lr=lr)
 
 
 @torch.no_grad()

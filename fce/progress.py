@@ -39,8 +39,11 @@ class Progress:
             return
         self.spoken = now
         rate = step / max(now - self.started, 1e-9)
-        line = (f"{step}/{self.total}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-                + f"  {rate * self.unit_size:.0f}/s  {clock((self.total - step) / max(rate, 1e-9))} left")
+        line = (
+            f"{step}/{self.total}  "
+            + "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+            + f"  {rate * self.unit_size:.0f}/s  {clock((self.total - step) / max(rate, 1e-9))} left"
+        )
         if self.terminal:
             sys.stderr.write("\r\x1b[K" + line + ("\n" if last else ""))
             sys.stderr.flush()

@@ -20,8 +20,10 @@ from typing import Any
 from fce.progress import log, open_door
 
 ROOT = Path(__file__).resolve().parent.parent
-PATH_LAW = re.compile(r"(?:^|/)build/(?P<profile>[^/]+)/(?P<experiment>[^/]+)/"
-                      r"(?:seed-(?P<seed>\d+)/)?(?:(?P<arm>[^/]+)/)?[^/]+$")
+PATH_LAW = re.compile(
+    r"(?:^|/)build/(?P<profile>[^/]+)/(?P<experiment>[^/]+)/"
+    r"(?:seed-(?P<seed>\d+)/)?(?:(?P<arm>[^/]+)/)?[^/]+$"
+)
 
 
 class UserError(Exception):
@@ -47,6 +49,12 @@ class Job:
     record: Any = None  # fce.track.Run
     started: float = field(default_factory=time.time)
 
+    def need(self, name: str) -> Path:
+        """The input `name`, which these parameters need."""
+        if name not in self.inputs:
+            raise UserError(f"--{name} is missing, and these parameters need it")
+        return self.inputs[name]
+
     def seed_for(self, purpose: str) -> int:
         """A seed of its own for each use of chance, from the run's seed and the purpose's name."""
         return zlib.crc32(f"{self.stage}/{purpose}/{self.tags.get('arm', '')}/{self.seed}".encode())
@@ -57,8 +65,14 @@ class Job:
         from fce.track import environment
 
         inputs = {name: sha256(path)[:16] for name, path in self.inputs.items()}
-        return {**environment(), **self.tags, "command": self.command, "params": digest(self.params),
-                "inputs": inputs, "seconds": round(time.time() - self.started, 2)}
+        return {
+            **environment(),
+            **self.tags,
+            "command": self.command,
+            "params": digest(self.params),
+            "inputs": inputs,
+            "seconds": round(time.time() - self.started, 2),
+        }
 
 
 def digest(content: Any) -> str:
@@ -66,39 +80,59 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def main(doc: str | None, run: Callable[[Job], None], inputs: Sequence[str] = (), seeded: bool = True,
-         argv: Sequence[str] | None = None) -> int:
+def main(
+    doc: str | None,
+    run: Callable[[Job], None],
+    inputs: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    sliced: bool = True,
+    seeded: bool = True,
+    argv: Sequence[str] | None = None,
+) -> int:
     """Parse the command line, run the stage, and turn every end into a message and an exit code.
 
     Args:
         doc: the module's docstring; its first line names the stage.
         run: the stage.
         inputs: the input files the stage takes, each a flag.
+        optional: input files that only some parameters need.
+        sliced: whether the stage takes parameters.
         seeded: whether the stage takes a seed.
     """
     file = Path(sys.modules[run.__module__].__file__ or "")
     stage, module = file.stem, ".".join(file.resolve().relative_to(ROOT).with_suffix("").parts)
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=doc,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--params", type=Path, required=True, help="the stage's parameters (a JSON slice of params.yaml)")
-    for name in inputs:
-        parser.add_argument(f"--{name}", type=Path, required=True, help=f"input: {name}")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if sliced:
+        parser.add_argument("--params", type=Path, required=True, help="its parameters, a JSON slice of params.yaml")
+    for name in (*inputs, *optional):
+        parser.add_argument(f"--{name}", type=Path, required=name in inputs, help=f"input: {name}")
     if seeded:
         parser.add_argument("--seed", type=int, required=True, help="the run's seed")
     parser.add_argument("--out", type=Path, required=True, help="the output; what belongs to it is written beside it")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one")
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one"
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     arguments = parser.parse_args(argv)
     open_door()
     try:
-        given = {name: getattr(arguments, name) for name in inputs}
-        for name, path in {"params": arguments.params, **given}.items():
+        given = {name: path for name in (*inputs, *optional) if (path := getattr(arguments, name))}
+        needed = given | ({"params": arguments.params} if sliced else {})
+        for name, path in needed.items():
             if not path.exists():
                 raise UserError(f"--{name}: {path} does not exist; the stage before this one makes it")
-        job = Job(stage=stage, params=read_params(arguments.params), out=arguments.out, inputs=given,
-                  seed=getattr(arguments, "seed", 0), device=choose_device(arguments.device),
-                  tags=tags_of(arguments.out, stage),
-                  command=shlex.join(["python", "-m", module, *(argv or sys.argv[1:])]))
+        job = Job(
+            stage=stage,
+            params=read_params(arguments.params) if sliced else {},
+            out=arguments.out,
+            inputs=given,
+            seed=getattr(arguments, "seed", 0),
+            device=choose_device(arguments.device),
+            tags=tags_of(arguments.out, stage),
+            command=shlex.join(["python", "-m", module, *(argv or sys.argv[1:])]),
+        )
         execute(job, run, arguments.threads)
     except UserError as error:
         return fail(error, 2)

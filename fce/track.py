@@ -40,7 +40,7 @@ def environment() -> dict[str, Any]:
         "lock": sha256(lock)[:16] if lock.exists() else "none",
         "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU",
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
     }
 
 
@@ -66,7 +66,7 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         path.with_suffix(".sent").unlink(missing_ok=True)
-        self.file = open(path, "w", buffering=1)
+        self.file = open(path, "w", buffering=1)  # noqa: SIM115 - closed in __exit__
         self.started = time.time()
         self.write(kind="run", name=name, tags=tags, params=flat(params), time=now())
         self.over = threading.Event()
@@ -87,7 +87,9 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.over.set()
         self.write(kind="end", status="FAILED" if kind else "FINISHED", time=now())
         self.file.close()
@@ -128,8 +130,12 @@ def send(path: Path) -> bool:
                 marker.write_text(f"{run_id} {len(lines)}")
         return True
     except Exception as error:  # any failure of the mirror, of whatever kind, must not cost the run
-        log.warning("MLflow (%s) did not take %s: %s. Send it later: python -m fce.track", tracking_uri(), path,
-                    str(error).splitlines()[0][:200])
+        log.warning(
+            "MLflow (%s) did not take %s: %s. Send it later: python -m fce.track",
+            tracking_uri(),
+            path,
+            str(error).splitlines()[0][:200],
+        )
         return False
 
 
@@ -155,10 +161,14 @@ def mirror(lines: list[dict[str, Any]], start: int, run_id: str) -> str:
         params = [Param(key, value) for key, value in head["params"].items()]
         tags = [RunTag(f"env.{key}", str(value)) for key, value in environment().items()]
         client.log_batch(run_id, params=params[:100], tags=tags)
-    metrics = [Metric(name, float(value), line["time"], line["step"])
-               for line in lines[start:] if line["kind"] == "metrics" for name, value in line["values"].items()]
+    metrics = [
+        Metric(name, float(value), line["time"], line["step"])
+        for line in lines[start:]
+        if line["kind"] == "metrics"
+        for name, value in line["values"].items()
+    ]
     for first in range(0, len(metrics), 1000):
-        client.log_batch(run_id, metrics=metrics[first:first + 1000])
+        client.log_batch(run_id, metrics=metrics[first : first + 1000])
     if lines[-1]["kind"] == "end":
         client.set_terminated(run_id, lines[-1]["status"], lines[-1]["time"])
     return run_id

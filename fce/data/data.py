@@ -20,7 +20,7 @@ def run(job: Job) -> None:
     if data["source"] in TOY:
         density = toy.density(data)
         generator = torch.Generator().manual_seed(0)
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for part in ("validation", "test"):
             x = density.sample(data[part], generator)
             arrays |= {part: x.numpy(), f"{part}_log_prob": density.log_prob(x).numpy()}
@@ -58,9 +58,14 @@ class Images:
             arrays = {name: file[name] for name in file.files}
         self.levels, self.side = int(arrays.pop("levels")), arrays["train_images"].shape[1]
         self.dims = int(np.prod(arrays["train_images"].shape[1:]))
-        self.images = {name.removesuffix("_images"): images.to_tensor(value).to(device)
-                       for name, value in arrays.items() if name.endswith("_images")}
-        self.labels = {name.removesuffix("_labels"): value for name, value in arrays.items() if name.endswith("_labels")}
+        self.images = {
+            name.removesuffix("_images"): images.to_tensor(value).to(device)
+            for name, value in arrays.items()
+            if name.endswith("_images")
+        }
+        self.labels = {
+            name.removesuffix("_labels"): value for name, value in arrays.items() if name.endswith("_labels")
+        }
         self.shape = tuple(self.images["train"].shape[1:])
         self.order, self.at = torch.empty(0, dtype=torch.long), 0
 
@@ -71,7 +76,7 @@ class Images:
             raise UserError(f"batch: {n}, but there are only {total} training images")
         if self.at + n > len(self.order):
             self.order, self.at = torch.randperm(total, generator=generator), 0
-        index = self.order[self.at:self.at + n]
+        index = self.order[self.at : self.at + n]
         self.at += n
         return images.dequantize(self.images["train"][index.to(self.device)], self.levels)
 

@@ -22,12 +22,17 @@ from fce.stage import UserError
 DOWNLOADS = Path("build/downloads")
 OFFICIAL = {  # file: (address, md5); the archives the paper's data sets are published as
     "svhn": {
-        "train_32x32.mat": ("http://ufldl.stanford.edu/housenumbers/train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373"),
+        "train_32x32.mat": (
+            "http://ufldl.stanford.edu/housenumbers/train_32x32.mat",
+            "e26dedcc434d2e4c54c9b2d4a06d8373",
+        ),
         "test_32x32.mat": ("http://ufldl.stanford.edu/housenumbers/test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3"),
     },
     "cifar10": {
-        "cifar-10-python.tar.gz": ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-                                   "c58f30108f718f92721af3b95e74349a"),
+        "cifar-10-python.tar.gz": (
+            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+            "c58f30108f718f92721af3b95e74349a",
+        ),
     },
 }
 SIZES = {"svhn": (73_257, 26_032), "cifar10": (50_000, 10_000)}
@@ -61,8 +66,12 @@ def digits(test: int, seed: int) -> dict[str, np.ndarray]:
     images, labels = load_digits(return_X_y=True)
     images = images.astype(np.uint8).reshape(-1, 8, 8, 1)
     train, held = train_test_split(np.arange(len(labels)), test_size=test, stratify=labels, random_state=seed)
-    return {"train_images": images[train], "train_labels": labels[train],
-            "test_images": images[held], "test_labels": labels[held]}
+    return {
+        "train_images": images[train],
+        "train_labels": labels[train],
+        "test_images": images[held],
+        "test_labels": labels[held],
+    }
 
 
 def official(name: str) -> dict[str, np.ndarray]:
@@ -83,8 +92,12 @@ def official(name: str) -> dict[str, np.ndarray]:
         if len(images) != expected:
             raise UserError(f"{name}: {len(images)} {part} images instead of {expected}; delete {root} and try again")
     (train_images, train_labels), (test_images, test_labels) = pairs
-    return {"train_images": train_images, "train_labels": train_labels,
-            "test_images": test_images, "test_labels": test_labels}
+    return {
+        "train_images": train_images,
+        "train_labels": train_labels,
+        "test_images": test_images,
+        "test_labels": test_labels,
+    }
 
 
 def fetch(file: str, address: str, md5: str, root: Path) -> None:
@@ -114,8 +127,10 @@ def find_npz(file: str) -> Path:
     folder = Path(os.environ.get("FCE_DATA", "."))
     path = Path(file) if Path(file).is_absolute() else folder / file
     if not path.exists():
-        raise UserError(f"{path} does not exist; data.file is looked for in the folder that FCE_DATA names "
-                        f"({os.environ.get('FCE_DATA') or 'not set: here'})")
+        raise UserError(
+            f"{path} does not exist; data.file is looked for in the folder that FCE_DATA names "
+            f"({os.environ.get('FCE_DATA') or 'not set: here'})"
+        )
     return path
 
 
@@ -158,9 +173,14 @@ def split(arrays: dict[str, np.ndarray], validation: int, seed: int) -> dict[str
         raise UserError(f"data.validation: {validation} of only {len(images)} training images")
     order = np.random.default_rng(seed).permutation(len(images))
     held, kept = np.sort(order[:validation]), np.sort(order[validation:])
-    return {"train_images": images[kept], "train_labels": labels[kept].astype(np.int64),
-            "validation_images": images[held], "validation_labels": labels[held].astype(np.int64),
-            "test_images": arrays["test_images"], "test_labels": arrays["test_labels"].astype(np.int64)}
+    return {
+        "train_images": images[kept],
+        "train_labels": labels[kept].astype(np.int64),
+        "validation_images": images[held],
+        "validation_labels": labels[held].astype(np.int64),
+        "test_images": arrays["test_images"],
+        "test_labels": arrays["test_labels"].astype(np.int64),
+    }
 
 
 def padded(side: int) -> int:
@@ -178,7 +198,7 @@ def to_tensor(images: np.ndarray) -> Tensor:
 def to_images(x: Tensor, side: int) -> np.ndarray:
     """The inverse of to_tensor."""
     start = (x.shape[2] - side) // 2
-    return x[:, :, start:start + side, start:start + side].permute(0, 2, 3, 1).cpu().numpy()
+    return x[:, :, start : start + side, start : start + side].permute(0, 2, 3, 1).cpu().numpy()
 
 
 def dequantize(images: Tensor, levels: int, generator: torch.Generator | None = None) -> Tensor:

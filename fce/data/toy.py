@@ -85,3 +85,15 @@ def density(data: dict[str, Any]) -> Mixture:
     """The density that a `data:` section of params.yaml describes."""
     make = {"ring": ring, "pinwheel": pinwheel, "spiral": spiral}[data["source"]]
     return make(**{key: value for key, value in data.items() if key not in ("source", "validation", "test")})
+
+
+def grid(box: float, points: int, device: str | torch.device = "cpu") -> Tensor:
+    """Midpoints of points x points cells over [-box, box]^2, as [points^2, 2]; x varies slowest."""
+    axis = (torch.arange(points, dtype=torch.float64) + 0.5) * (2 * box / points) - box
+    return torch.cartesian_prod(axis, axis).float().to(device)
+
+
+def log_mass(log_density: Tensor, box: float) -> float:
+    """log of the integral over [-box, box]^2 by the midpoint rule, from log-densities on such a grid."""
+    cell = (2 * box) ** 2 / len(log_density)
+    return torch.logsumexp(log_density.double(), 0).item() + math.log(cell)

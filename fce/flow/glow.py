@@ -53,8 +53,17 @@ class Glow(nn.Module):
 
     initialized: Tensor
 
-    def __init__(self, shape: tuple[int, ...], levels: int, steps: int, width: int, layers: str, coupling: str,
-                 scale_floor: float, input: str):  # noqa: A002 - the parameter's name in params.yaml
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        levels: int,
+        steps: int,
+        width: int,
+        layers: str,
+        coupling: str,
+        scale_floor: float,
+        input: str,  # noqa: A002 - its name in params.yaml
+    ):
         super().__init__()
         self.shape, self.dims, self.conv = tuple(shape), math.prod(shape), layers == "conv"
         self.logit = Logit() if input == "logit" else None
@@ -66,10 +75,13 @@ class Glow(nn.Module):
         for level in range(levels):
             if self.conv:
                 if any(side % 2 for side in sides):
-                    raise ValueError(f"flow.levels: {levels} levels halve the side {shape[1]} to an odd number; "
-                                     f"at most {level} fit")
+                    raise ValueError(
+                        f"flow.levels: {levels} levels halve the side {shape[1]} to an odd number; at most {level} fit"
+                    )
                 channels, sides = channels * 4, tuple(side // 2 for side in sides)
-            self.levels.append(nn.ModuleList(Step(channels, width, layers, coupling, scale_floor) for _ in range(steps)))
+            self.levels.append(
+                nn.ModuleList(Step(channels, width, layers, coupling, scale_floor) for _ in range(steps))
+            )
             last = level == levels - 1
             out = channels if last else channels // 2
             self.priors.append(Gaussianize(out, 0 if last else channels - out, layers))
@@ -86,7 +98,7 @@ class Glow(nn.Module):
             for step in steps:
                 z = step.initialize(z)
             if level < len(self.levels) - 1:
-                z = z[:, :z.shape[1] // 2]
+                z = z[:, : z.shape[1] // 2]
         self.initialized.fill_(True)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,8 +149,9 @@ class Glow(nn.Module):
         """log q(x) [B] in nats."""
         return self.encode(x)[1]
 
-    def rsample_with_log_prob(self, n: int, temperature: float = 1.0,
-                              generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def rsample_with_log_prob(
+        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """n samples and their log q, with gradients through both."""
         eps = torch.randn(n, self.dims, generator=generator)
         return self.decode(temperature * eps.to(self.initialized.device))
@@ -148,9 +161,13 @@ class Glow(nn.Module):
         return self.rsample_with_log_prob(n, temperature, generator)[0]
 
     def max_log_scale(self) -> Tensor:
-        """The largest |log-scale| of the actnorms and 1x1 convolutions on the flow's path: an explosion's first sign."""
+        """The largest |log-scale| of the actnorms and 1x1 convolutions: an explosion's first sign."""
         steps = [step for level in self.levels for step in level]
-        return torch.cat([torch.cat([LOG_SCALE * step.norm.logs, step.linear.packed.diagonal()]) for step in steps]).abs().max()
+        return (
+            torch.cat([torch.cat([LOG_SCALE * step.norm.logs, step.linear.packed.diagonal()]) for step in steps])
+            .abs()
+            .max()
+        )
 
     def require_initialized(self) -> None:
         if not self.initialized:
@@ -179,8 +196,9 @@ class Gaussian(nn.Module):
         white = torch.linalg.solve_triangular(self.factor, (x.flatten(1) - self.mean).T, upper=False).T
         return normal_log_prob(white) - self.factor.diagonal().log().sum()
 
-    def rsample_with_log_prob(self, n: int, temperature: float = 1.0,
-                              generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def rsample_with_log_prob(
+        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         eps = temperature * torch.randn(n, self.dims, generator=generator).to(self.mean.device)
         x = self.mean + eps @ self.factor.T
         return x.view(n, *self.shape), normal_log_prob(eps) - self.factor.diagonal().log().sum()

@@ -122,7 +122,9 @@ class CouplingNet(nn.Module):
         super().__init__()
         sizes = [(width, inputs), (width, width)]
         kernels: list[tuple[int, ...]] = [(), ()] if layers == "fc" else [(3, 3), (1, 1)]
-        self.weights = nn.ParameterList(torch.randn(*size, *kernel) * 0.05 for size, kernel in zip(sizes, kernels, strict=True))
+        self.weights = nn.ParameterList(
+            torch.randn(*size, *kernel) * 0.05 for size, kernel in zip(sizes, kernels, strict=True)
+        )
         self.norms = nn.ModuleList(ActNorm(width) for _ in sizes)
         self.last = ZeroOutput(width, outputs, layers)
 
@@ -168,13 +170,13 @@ class Coupling(nn.Module):
         return h[:, 0::2], scale.log()
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        kept, moved = x[:, :self.kept], x[:, self.kept:]
+        kept, moved = x[:, : self.kept], x[:, self.kept :]
         shift, log_scale = self.shift_and_log_scale(kept)
         y = torch.cat([kept, (moved + shift) * log_scale.exp()], 1)
         return y, sum_features(log_scale) if self.affine else log_scale
 
     def decode(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        kept, moved = y[:, :self.kept], y[:, self.kept:]
+        kept, moved = y[:, : self.kept], y[:, self.kept :]
         shift, log_scale = self.shift_and_log_scale(kept)
         x = torch.cat([kept, moved * (-log_scale).exp() - shift], 1)
         return x, -sum_features(log_scale) if self.affine else -log_scale
@@ -197,7 +199,7 @@ class Step(nn.Module):
         """Set the actnorms from the activations that x gives; return the block's output."""
         self.norm.initialize(x)
         x = self.linear.encode(self.norm(x))[0]
-        self.coupling.net.initialize(x[:, :self.coupling.kept])
+        self.coupling.net.initialize(x[:, : self.coupling.kept])
         return self.coupling.encode(x)[0]
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

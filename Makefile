@@ -1,0 +1,51 @@
+# The verbs; `make` alone lists them. Each works in a fresh clone: the first one used installs the locked environment.
+PYTHON ?= python3.11
+CORES ?= $(shell nproc)
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+help:  ## list the verbs
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(VENV)/installed: envs/requirements.lock envs/bootstrap.lock
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q --require-hashes -r envs/bootstrap.lock
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/uv pip sync -q --require-hashes envs/requirements.lock
+	@touch $@
+
+install: $(VENV)/installed  ## the locked environment, in .venv
+
+quick: install  ## ring and digits, 2 seeds, minutes on a laptop; ends with the report's place
+	snakemake --cores $(CORES) quick
+	@echo "The report: $(CURDIR)/build/report/quick/index.html"
+
+full: install  ## the full reproduction (hours; images want a GPU)
+	snakemake --cores $(CORES)
+	@echo "The report: $(CURDIR)/build/report/full/index.html"
+
+test: install  ## the tests
+	python -m pytest
+
+test-all: install  ## the tests, the slow ones too
+	python -m pytest -m ""
+
+lint: install  ## ruff and mypy
+	ruff check . && mypy fce eval reports
+
+ui: install  ## send what MLflow does not have yet; then its UI on loopback
+	-python -m fce.track
+	mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+
+pull: install  ## outputs from the DVC remote, marked as up to date for Snakemake too
+	dvc pull && snakemake --cores 1 --touch quick full
+
+lock: pyproject.toml  ## refresh the lock files (envs/README.md)
+	$(VENV)/bin/uv pip compile pyproject.toml --extra dev --extra slurm --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -q -o envs/requirements.lock
+	grep -A999 '^uv==' envs/requirements.lock | awk 'NR==1 || /^ /{print; next} {exit}' > envs/bootstrap.lock
+
+clean:  ## remove what the project made, but the environment and what is published
+	rm -rf build .snakemake mlflow.db .dvc/cache .dvc/tmp
+
+.PHONY: help install quick full test test-all lint ui pull lock clean
+.DEFAULT_GOAL := help

@@ -1,0 +1,290 @@
+# The DAG, and the only stage commands. `snakemake --cores 8` is the full profile, `snakemake --cores 2 quick` the
+# quick one. A job depends on files only: its input data, its slice of params.yaml and the code it computes with;
+# so `dvc repro`, which calls this file, and `snakemake` never disagree on what is stale.
+import shutil
+import sys
+from pathlib import Path
+
+from fce.params import ARMS, ParamsError, load
+from fce.sources import sources
+
+try:
+    PARAMS = load("params.yaml")
+except ParamsError as error:
+    raise WorkflowError(f"params.yaml: {error}")
+PARAMS.write_slices(Path("build"))
+
+RUN = "build/{profile}/{experiment}/seed-{seed}/"
+SLICE = "build/{profile}/{experiment}/params/"
+GPU = int(shutil.which("nvidia-smi") is not None)  # a GPU is a resource only where there is one
+
+
+wildcard_constraints:
+    profile="full|quick",
+    experiment="[A-Za-z0-9_-]+",
+    seed=r"\d+",
+    arm="[a-z-]+",
+
+
+def of_kind(profile, kind):
+    return getattr(PARAMS.profiles[profile], kind)
+
+
+def scores(profile):
+    """Every score file of a profile."""
+    seeds = PARAMS.profiles[profile].seeds
+    toy = expand(RUN + "{arm}/density.json", profile=profile, experiment=of_kind(profile, "toy"), seed=seeds,
+                 arm=["mle", *ARMS["toy"]])
+    flows = expand(RUN + "{arm}/{measure}.json", profile=profile, experiment=of_kind(profile, "images"), seed=seeds,
+                   arm=["mle", *ARMS["images"]], measure=["bits_per_dim", "fid"])
+    features = expand(RUN + "{arm}/probe.json", profile=profile, experiment=of_kind(profile, "images"), seed=seeds,
+                      arm=["random-init", *ARMS["images"]])
+    return toy + flows + features
+
+
+def model(wildcards):
+    """The checkpoint an arm's measures read: the pre-trained flow for `mle`."""
+    return RUN + ("pretrain.pt" if wildcards.arm == "mle" else "{arm}/joint.pt")
+
+
+def setting(wildcards, *keys):
+    """A parameter of the wildcards' experiment."""
+    value = PARAMS.experiments[wildcards.profile][wildcards.experiment]
+    for key in keys:
+        value = value[key] if isinstance(value, dict) else getattr(value, key)
+    return value
+
+
+def needs_flow(wildcards):
+    joint = setting(wildcards, "arms", wildcards.arm)
+    return [] if joint.start == "random" or joint.noise == "gaussian" else RUN + "pretrain.pt"
+
+
+def features(wildcards):
+    """What a Fréchet distance looks through."""
+    if setting(wildcards, "fid", "features") == "inception":
+        return "build/downloads/weights.pth"
+    return "build/{profile}/{experiment}/classifier.pt"
+
+
+def is_images(wildcards):
+    return wildcards.experiment in of_kind(wildcards.profile, "images")
+
+
+def gpu(wildcards):
+    return GPU * is_images(wildcards)
+
+
+def threads(wildcards):
+    """On a CPU, one core for small jobs, four for images of the paper's size."""
+    return 4 if is_images(wildcards) and wildcards.profile == "full" and not GPU else 1
+
+
+rule full:
+    input:
+        "build/report/full/index.html",
+
+
+rule quick:
+    input:
+        "build/report/quick/index.html",
+
+
+rule data:
+    input:
+        code=sources("fce/data/data.py"),
+        params=SLICE + "data.json",
+    output:
+        "build/{profile}/{experiment}/data.npz",
+    log:
+        "build/{profile}/{experiment}/data.log",
+    shell:
+        "python -m fce.data.data --params {input.params} --out {output} > {log} 2>&1"
+
+
+rule pretrain:
+    input:
+        code=sources("fce/pretrain.py"),
+        params=SLICE + "pretrain.json",
+        data="build/{profile}/{experiment}/data.npz",
+    output:
+        model=RUN + "pretrain.pt",
+        curve=RUN + "pretrain.csv",
+    log:
+        RUN + "pretrain.log",
+    benchmark:
+        RUN + "pretrain.benchmark.tsv"
+    threads: threads
+    resources:
+        gpu=gpu,
+    shell:
+        "python -m fce.pretrain --params {input.params} --data {input.data} --seed {wildcards.seed}"
+        " --threads {threads} --out {output.model} > {log} 2>&1"
+
+
+rule joint:
+    input:
+        code=sources("fce/joint.py"),
+        params=SLICE + "joint/{arm}.json",
+        data="build/{profile}/{experiment}/data.npz",
+        flow=needs_flow,
+    output:
+        model=RUN + "{arm}/joint.pt",
+        curve=RUN + "{arm}/joint.csv",
+    log:
+        RUN + "{arm}/joint.log",
+    benchmark:
+        RUN + "{arm}/joint.benchmark.tsv"
+    threads: threads
+    resources:
+        gpu=gpu,
+    params:
+        flow=lambda wildcards, input: f"--flow {input.flow}" if input.flow else "",
+    shell:
+        "python -m fce.joint --params {input.params} --data {input.data} {params.flow} --seed {wildcards.seed}"
+        " --threads {threads} --out {output.model} > {log} 2>&1"
+
+
+rule density:
+    input:
+        code=sources("eval/density.py"),
+        params=SLICE + "density.json",
+        data="build/{profile}/{experiment}/data.npz",
+        model=model,
+    output:
+        scores=RUN + "{arm}/density.json",
+        grid=RUN + "{arm}/density.npz",
+    log:
+        RUN + "{arm}/density.log",
+    shell:
+        "python -m eval.density --params {input.params} --data {input.data} --model {input.model}"
+        " --seed {wildcards.seed} --threads {threads} --out {output.scores} > {log} 2>&1"
+
+
+rule classifier:
+    input:
+        code=sources("eval/classifier.py"),
+        params=SLICE + "classifier.json",
+        data="build/{profile}/{experiment}/data.npz",
+    output:
+        "build/{profile}/{experiment}/classifier.pt",
+    log:
+        "build/{profile}/{experiment}/classifier.log",
+    threads: threads
+    resources:
+        gpu=gpu,
+    shell:
+        "python -m eval.classifier --params {input.params} --data {input.data} --threads {threads}"
+        " --out {output} > {log} 2>&1"
+
+
+rule weights:
+    input:
+        code=sources("eval/weights.py"),
+    output:
+        "build/downloads/weights.pth",
+    log:
+        "build/downloads/weights.log",
+    shell:
+        "python -m eval.weights --out {output} > {log} 2>&1"
+
+
+rule sample:
+    input:
+        code=sources("eval/sample.py"),
+        params=SLICE + "sample.json",
+        data="build/{profile}/{experiment}/data.npz",
+        model=model,
+    output:
+        RUN + "{arm}/samples.npz",
+    log:
+        RUN + "{arm}/sample.log",
+    threads: threads
+    resources:
+        gpu=gpu,
+    shell:
+        "python -m eval.sample --params {input.params} --data {input.data} --model {input.model}"
+        " --seed {wildcards.seed} --threads {threads} --out {output} > {log} 2>&1"
+
+
+rule fid:
+    input:
+        code=sources("eval/fid.py"),
+        params=SLICE + "fid.json",
+        data="build/{profile}/{experiment}/data.npz",
+        samples=RUN + "{arm}/samples.npz",
+        features=features,
+    output:
+        RUN + "{arm}/fid.json",
+    log:
+        RUN + "{arm}/fid.log",
+    threads: threads
+    resources:
+        gpu=gpu,
+    shell:
+        "python -m eval.fid --params {input.params} --data {input.data} --samples {input.samples}"
+        " --features {input.features} --seed {wildcards.seed} --threads {threads} --out {output} > {log} 2>&1"
+
+
+rule bits_per_dim:
+    input:
+        code=sources("eval/bits_per_dim.py"),
+        params=SLICE + "bits_per_dim.json",
+        data="build/{profile}/{experiment}/data.npz",
+        model=model,
+    output:
+        RUN + "{arm}/bits_per_dim.json",
+    log:
+        RUN + "{arm}/bits_per_dim.log",
+    threads: threads
+    resources:
+        gpu=gpu,
+    shell:
+        "python -m eval.bits_per_dim --params {input.params} --data {input.data} --model {input.model}"
+        " --seed {wildcards.seed} --threads {threads} --out {output} > {log} 2>&1"
+
+
+rule probe:
+    input:
+        code=sources("eval/probe.py"),
+        params=SLICE + "probe.json",
+        data="build/{profile}/{experiment}/data.npz",
+        model=lambda wildcards: [] if wildcards.arm == "random-init" else RUN + "{arm}/joint.pt",
+    output:
+        RUN + "{arm}/probe.json",
+    log:
+        RUN + "{arm}/probe.log",
+    threads: threads
+    resources:
+        gpu=gpu,
+    params:
+        model=lambda wildcards, input: f"--model {input.model}" if input.model else "",
+    shell:
+        "python -m eval.probe --params {input.params} --data {input.data} {params.model}"
+        " --seed {wildcards.seed} --threads {threads} --out {output} > {log} 2>&1"
+
+
+rule report:
+    input:
+        code=[*sources("reports/build.py"), "reports/paper.yaml", "reports/template.html.j2"],
+        scores=lambda wildcards: scores(wildcards.profile),
+    output:
+        "build/report/{profile}/index.html",
+    log:
+        "build/report/{profile}.log",
+    shell:
+        "python -m reports.build --profile {wildcards.profile} --build build --out {output} > {log} 2>&1"
+
+
+# What could not run stops nothing else (profiles/default keeps going): the report says what is missing, and why.
+MIRROR = "python -m fce.track || true"
+
+
+onsuccess:
+    shell(MIRROR)
+
+
+onerror:
+    profile = "quick" if any("quick" in argument for argument in sys.argv[1:]) else "full"
+    shell(f"python -m reports.build --profile {profile} --build build --out build/report/{profile}/index.html")
+    shell(MIRROR)

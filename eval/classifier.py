@@ -1,0 +1,93 @@
+"""Stage: classifier. One small network per data set, trained once and shared by all seeds and arms.
+
+Its features serve a Fréchet distance where Inception's weights are not at hand or not fit (8x8 grey images). That
+distance is called FD, never FID.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fce.data.data import Images, open_data
+from fce.progress import log, steps
+from fce.stage import Job, main
+from fce.state import save
+
+
+class Classifier(nn.Module):
+    """Two convolutions with batch norm, then `features` units and ten classes; takes uint8 NCHW images."""
+
+    def __init__(self, channels: int, side: int, levels: int, width: int, features: int):
+        super().__init__()
+        self.levels = levels
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, padding=1),
+            nn.BatchNorm2d(2 * width),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(2 * width * (side // 2) ** 2, features),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(features, 10)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features [B, F] of uint8 images [B, C, H, W]."""
+        return self.body((images + 0.5) / self.levels - 0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+
+def run(job: Job) -> None:
+    settings = job.params["classifier"]
+    data = open_data(job.inputs["data"], {"source": "images"}, job.device)
+    assert isinstance(data, Images)
+    x, y = data.images["train"], torch.from_numpy(data.labels["train"]).to(job.device)
+    build = {
+        "channels": data.shape[0],
+        "side": data.shape[1],
+        "levels": data.levels,
+        "width": settings["width"],
+        "features": settings["features"],
+    }
+    model = Classifier(**build).to(job.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings["lr"])
+    per_epoch = max(1, len(x) // settings["batch"])
+    total = settings["epochs"] * per_epoch
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+    for step, progress in steps(total, settings["batch"]):
+        index = torch.randint(len(x), (settings["batch"],))
+        loss = F.cross_entropy(model(x[index]), y[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        decay.step()
+        progress(step, loss=loss.item())
+    right = {part: correct(model, data, part) for part in ("validation", "test")}
+    log.info("accuracy: validation %.4f, test %.4f", right["validation"], right["test"])
+    job.record.log(total, **right)
+    save(job.out, {"classifier": model.state_dict(), "build": build, "accuracy": right, "provenance": job.provenance()})
+
+
+@torch.no_grad()
+def correct(model: Classifier, data: Images, part: str) -> float:
+    model.eval()
+    guesses = torch.cat([model(x).argmax(1).cpu() for x in data.images[part].split(1000)])
+    return (guesses == torch.from_numpy(data.labels[part])).float().mean().item()
+
+
+def load_classifier(checkpoint: dict[str, Any]) -> Classifier:
+    model = Classifier(**checkpoint["build"])
+    model.load_state_dict(checkpoint["classifier"])
+    return model.eval().requires_grad_(False)
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, run, inputs=["data"], seeded=False))

@@ -1,0 +1,207 @@
+"""The two players of flow contrastive estimation (section 2.3), and one update of each.
+
+The EBM ascends V (eq. 4) with the flow's samples and densities held fixed; the flow descends the same V, with
+gradients through x = g(z), through log q(g(z)) and through log q(x).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fce.data.data import Points, open_data
+from fce.energy import make_energy
+from fce.flow.glow import Gaussian, Glow
+from fce.objective import accuracy, calibrate, value
+from fce.optim import lr_factor, make_optimizer, set_lr
+from fce.pretrain import load_flow, start_flow
+from fce.progress import log
+from fce.stage import Job, Stopped
+from fce.state import load
+
+CALIBRATION = 4096  # points for the start's constants
+
+
+class Game:
+    """The two players, their optimisers and averages, and one update of each."""
+
+    def __init__(self, job: Job):
+        self.job, self.settings = job, job.params["joint"]
+        self.data = open_data(job.inputs["data"], job.params["data"], job.device)
+        self.generator = torch.Generator().manual_seed(job.seed_for("batches"))
+        self.noise = self.make_noise()
+        base = load_flow(load(job.need("flow"))).to(job.device) if self.settings["energy"] == "residual" else None
+        self.energy = make_energy(self.noise.shape, job.params["energy"], base).to(job.device)
+        self.learns = self.settings["noise"] == "flow"
+        self.ebm_parameters = [p for name, p in self.energy.named_parameters() if name != "c" and p.requires_grad]
+        self.ebm_lrs = [self.settings["ebm_lr"], self.settings["c_lr"]]
+        self.ebm_optimizer = torch.optim.Adam([{"params": self.ebm_parameters}, {"params": [self.energy.c]}])
+        self.flow_optimizer = make_optimizer("adamax", self.noise.parameters(), 1.0) if self.learns else None
+        self.ebm_updates = self.flow_updates = self.ebm_clipped = self.flow_clipped = self.dropped = 0
+        self.last: dict[str, float] = {}
+
+    def make_noise(self) -> Glow | Gaussian:
+        if self.settings["noise"] == "gaussian":
+            noise = Gaussian((2,) if isinstance(self.data, Points) else self.data.shape).to(self.job.device)
+            noise.initialize(self.data.batch(CALIBRATION, self.generator))
+            return noise
+        if self.settings["start"] == "random":
+            return start_flow(self.data, self.job.params["flow"], self.generator, self.job.device)
+        return load_flow(load(self.job.need("flow"))).to(self.job.device)
+
+    @torch.no_grad()
+    def draw(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """n data points and n samples, each with its log q; non-finite samples are counted and left out."""
+        x = self.data.batch(n, self.generator)
+        x_gen, log_q_gen = self.noise.rsample_with_log_prob(n)
+        keep = finite(x_gen, log_q_gen)
+        self.dropped += int((~keep).sum())
+        if not keep.any():
+            raise Stopped(
+                "joint: every sample of the flow is non-finite; raise flow.scale_floor or lower joint.flow_lr"
+            )
+        return x, self.noise.log_prob(x), x_gen[keep], log_q_gen[keep]
+
+    def start(self) -> None:
+        """Give f a start onto log q by regression where asked, then c by root-finding."""
+        batch, total = self.settings["batch"], self.settings["warm_start"]
+        if total:
+            _, log_q, _, log_q_gen = self.draw(batch)
+            with torch.no_grad():
+                self.energy.c.fill_(-torch.cat([log_q, log_q_gen]).mean())
+            for step in range(total):
+                x, log_q, x_gen, log_q_gen = self.draw(batch)
+                residual = self.energy.log_prob(torch.cat([x, x_gen])) - torch.cat([log_q, log_q_gen])
+                set_lr(self.ebm_optimizer, self.ebm_lrs, lr_factor("cosine", 0, step, step / total))
+                self.step_ebm(residual.square().mean())
+            log.info(
+                "warm start: f - c follows log q to %.3g nats rms after %d steps",
+                residual.detach().square().mean().sqrt().item(),
+                total,
+            )
+            self.ebm_clipped = 0
+            self.ebm_optimizer.state.clear()
+        w_data, w_gen = self.ratios(CALIBRATION if isinstance(self.data, Points) else 1024)
+        with torch.no_grad():
+            shift = calibrate(w_data, w_gen)
+            self.energy.c.add_(shift)
+        spread = torch.cat([w_data, w_gen]) - shift
+        self.limit = self.settings["alarms"]["ratio_growth"] * max(
+            spread.abs().mean().item(), self.settings["alarms"]["ratio_floor"]
+        )
+        log.info(
+            "start: c = %.4g, mean |r| = %.3g nats; the alarm is set at %.3g",
+            self.energy.c.item(),
+            spread.abs().mean().item(),
+            self.limit,
+        )
+
+    @torch.no_grad()
+    def ratios(self, n: int) -> tuple[Tensor, Tensor]:
+        """r = log p - log q on about n data points and n samples."""
+        rows = []
+        for _ in range(math.ceil(n / 256)):
+            x, log_q, x_gen, log_q_gen = self.draw(min(256, n))
+            rows.append((self.energy.log_prob(x) - log_q, self.energy.log_prob(x_gen) - log_q_gen))
+        return torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
+
+    def update_ebm(self) -> float:
+        """One ascent of V by the EBM; returns the classification accuracy."""
+        x, log_q, x_gen, log_q_gen = self.draw(self.settings["batch"])
+        both = self.energy.log_prob(torch.cat([x, x_gen]))
+        log_p, log_p_gen = both[: len(x)], both[len(x) :]
+        v = value(log_p, log_q, log_p_gen, log_q_gen)
+        set_lr(self.ebm_optimizer, self.ebm_lrs, self.factor(0, self.ebm_updates))
+        self.step_ebm(-v)
+        self.ebm_updates += 1
+        return self.note(v, log_p - log_q, log_p_gen - log_q_gen)
+
+    def step_ebm(self, loss: Tensor) -> None:
+        self.ebm_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.ebm_parameters, self.settings["ebm_clip"])
+        self.ebm_clipped += bool(norm > self.settings["ebm_clip"])
+        self.ebm_optimizer.step()
+
+    def update_flow(self) -> float:
+        """One descent of V by the flow; the EBM's weights stand still, but gradients pass through it to x."""
+        assert self.flow_optimizer is not None
+        assert isinstance(self.noise, Glow)
+        x = self.data.batch(self.settings["batch"], self.generator)
+        eps = torch.randn(len(x), self.noise.dims).to(x.device)
+        x_gen, log_q_gen = self.noise.decode(eps)
+        keep = finite(x_gen, log_q_gen)
+        if not keep.all():  # a NaN poisons the gradient even where it is masked: decode the others anew
+            self.dropped += int((~keep).sum())
+            x_gen, log_q_gen = self.noise.decode(eps[keep])
+        log_q = self.noise.log_prob(x)
+        self.energy.requires_grad_(False)
+        log_p, log_p_gen = self.energy.log_prob(x), self.energy.log_prob(x_gen)
+        v = value(log_p, log_q, log_p_gen, log_q_gen)
+        self.flow_optimizer.zero_grad(set_to_none=True)
+        v.backward()
+        self.energy.requires_grad_(True)
+        self.freeze_base()
+        norm = nn.utils.clip_grad_norm_(self.noise.parameters(), self.settings["flow_clip"])
+        self.flow_clipped += bool(norm > self.settings["flow_clip"])
+        set_lr(
+            self.flow_optimizer,
+            [self.settings["flow_lr"]],
+            self.factor(self.settings["flow_warmup"], self.flow_updates),
+        )
+        self.flow_optimizer.step()
+        self.flow_updates += 1
+        return self.note(v, log_p - log_q, log_p_gen - log_q_gen)
+
+    def freeze_base(self) -> None:
+        base = getattr(self.energy, "base", None)
+        if base is not None:
+            base.requires_grad_(False)
+
+    def factor(self, warmup: int, update: int) -> float:
+        return lr_factor(self.settings["decay"], warmup, update, self.ebm_updates / self.settings["ebm_updates"])
+
+    def note(self, v: Tensor, r_data: Tensor, r_gen: Tensor) -> float:
+        """Remember what the last minibatch showed; returns the mean of both classes' accuracies."""
+        with torch.no_grad():
+            size = torch.cat([r_data, r_gen]).abs()
+            numbers = {
+                "value": v,
+                "accuracy_data": accuracy(r_data, real=True),
+                "accuracy_gen": accuracy(r_gen, real=False),
+                "r_data_mean": r_data.mean(),
+                "r_data_std": r_data.std(),
+                "r_gen_mean": r_gen.mean(),
+                "r_gen_std": r_gen.std(),
+                "r_abs": size.mean(),
+                "saturated": (size > 20).float().mean(),
+            }
+            self.last = dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
+        return 0.5 * (self.last["accuracy_data"] + self.last["accuracy_gen"])
+
+    def alarm(self) -> str | None:
+        """Why the run must stop, or None."""
+        limits = self.settings["alarms"]
+        if not math.isfinite(self.last["value"]):
+            return f"V is {self.last['value']}; lower joint.flow_lr and joint.ebm_lr"
+        if self.last["saturated"] > 0.9:
+            log.warning(
+                "%.0f %% of the log-ratios are beyond 20 nats: the players hardly learn", 100 * self.last["saturated"]
+            )
+        if self.last["r_abs"] > self.limit:
+            return f"mean |log p - log q| is {self.last['r_abs']:.3g} nats, over {self.limit:.3g}; lower joint.flow_lr"
+        if self.learns and isinstance(self.noise, Glow):
+            with torch.no_grad():  # in x, not in eps: near the box's walls a logit magnifies float32's rounding
+                x = self.noise.sample(64)
+                x = x[x.flatten(1).isfinite().all(1)]
+                error = (self.noise.decode(self.noise.encode(x)[0])[0] - x).abs().max().item()
+            if error > limits["round_trip"]:
+                return f"encode then decode is off by {error:.3g}, over {limits['round_trip']}; lower joint.flow_lr"
+            if (scale := self.noise.max_log_scale().item()) > limits["log_scale"]:
+                return f"a log-scale of the flow is {scale:.3g}, over {limits['log_scale']}; lower joint.flow_lr"
+        return None
+
+
+def finite(x: Tensor, log_q: Tensor) -> Tensor:
+    """Which samples [B] are finite, with their log q."""
+    return x.flatten(1).isfinite().all(1) & log_q.isfinite()

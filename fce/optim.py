@@ -1,0 +1,61 @@
+"""Optimisers, learning-rate schedules and weight averages, as params.yaml names them."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def make_optimizer(name: str, parameters: Any, lr: float) -> torch.optim.Optimizer:
+    kind = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}[name]
+    return kind(parameters, lr=lr)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lrs: list[float], factor: float) -> None:
+    """Give each parameter group its learning rate times `factor`."""
+    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+        group["lr"] = lr * factor
+
+
+def lr_factor(decay: str, warmup: int, update: int, progress: float) -> float:
+    """Linear rise over `warmup` updates; then constant, or a cosine to 2 % as `progress` goes from 0 to 1."""
+    rise = min(1.0, (update + 1) / (warmup + 1))
+    if decay == "constant":
+        return rise
+    return rise * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+class Average:
+    """Exponential moving average of a module's parameters; its buffers are copied as they are.
+
+    The decay grows as (1 + t) / (10 + t) until it reaches `decay`, so that short runs forget their start.
+    """
+
+    def __init__(self, module: torch.nn.Module, decay: float):
+        self.decay, self.steps = decay, 0
+        self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: torch.nn.Module) -> None:
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        means, values = [], []
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                means.append(self.state[name])
+                values.append(value)
+            else:
+                self.state[name].copy_(value)
+        torch._foreach_lerp_(means, values, 1 - decay)
+
+    @contextmanager
+    def applied(self, module: torch.nn.Module) -> Iterator[None]:
+        """The module with the averaged weights, inside the block."""
+        raw = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        module.load_state_dict(self.state)
+        try:
+            yield
+        finally:
+            module.load_state_dict(raw)

@@ -1,0 +1,215 @@
+"""The shape of params.yaml: typed, frozen, unknown keys refused; no field has a default, all stands in the file."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Ring(Strict):
+    source: Literal["ring"]
+    modes: Positive
+    radius: Rate
+    std: Rate
+    validation: Positive
+    test: Positive
+
+
+class Pinwheel(Strict):
+    source: Literal["pinwheel"]
+    arms: Positive
+    radial_std: Rate
+    tangential_std: Rate
+    rate: Rate
+    scale: Rate
+    validation: Positive
+    test: Positive
+
+
+class Spiral(Strict):
+    source: Literal["spiral"]
+    turns: Rate
+    radius: Rate
+    std: Rate
+    components: Positive
+    validation: Positive
+    test: Positive
+
+
+class Digits(Strict):
+    source: Literal["digits"]
+    validation: Positive
+    test: Positive
+    split_seed: Seed
+
+
+class Official(Strict):
+    source: Literal["svhn", "cifar10"]
+    validation: Positive
+    split_seed: Seed
+
+
+class Npz(Strict):
+    """A user's own images: train_images, train_labels, test_images, test_labels."""
+
+    source: Literal["npz"]
+    file: Annotated[str, Field(min_length=1)]
+    levels: Annotated[int, Field(ge=2, le=256)]
+    validation: Positive
+    split_seed: Seed
+
+
+Toy = Ring | Pinwheel | Spiral
+Data = Annotated[Ring | Pinwheel | Spiral | Digits | Official | Npz, Field(discriminator="source")]
+TOY_SOURCES = ("ring", "pinwheel", "spiral")
+
+
+class Flow(Strict):
+    levels: Positive
+    steps: Positive
+    width: Positive
+    layers: Literal["fc", "conv"]
+    coupling: Literal["additive", "affine"]
+    scale_floor: Share
+    input: Literal["identity", "centered", "logit"]
+
+    @model_validator(mode="after")
+    def fits(self) -> "Flow":
+        if self.layers == "fc" and (self.levels != 1 or self.input != "identity"):
+            raise ValueError("layers: fc goes with levels: 1 and input: identity")
+        return self
+
+
+class Energy(Strict):
+    layers: Literal["fc", "conv"]
+    widths: Annotated[list[Positive], Field(min_length=1)]
+    slope: Share
+
+
+class Pretrain(Strict):
+    steps: Positive
+    batch: Positive
+    optimizer: Literal["adam", "adamax"]
+    lr: Rate
+    warmup: Count
+    decay: Literal["constant", "cosine"]
+    clip: Rate
+    ema: Share
+    validate_every: Positive
+    select: Literal["last", "validation"]
+
+
+class Alarms(Strict):
+    ratio_growth: Rate
+    ratio_floor: Rate
+    round_trip: Rate
+    log_scale: Rate
+
+
+class Joint(Strict):
+    start: Literal["pretrained", "random"]
+    noise: Literal["flow", "frozen-flow", "gaussian"]
+    energy: Literal["plain", "residual"]
+    batch: Positive
+    ebm_updates: Positive
+    warm_start: Count
+    head_start: Count
+    rule: Literal["accuracy", "ratio"]
+    ebm_per_round: Positive
+    flow_per_round: Positive
+    accuracy_decay: Share
+    ebm_lr: Rate
+    c_lr: Rate
+    flow_lr: Rate
+    flow_warmup: Count
+    decay: Literal["constant", "cosine"]
+    ebm_clip: Rate
+    flow_clip: Rate
+    ema: Share
+    log_every: Positive
+    alarms: Alarms
+
+    @model_validator(mode="after")
+    def fits(self) -> "Joint":
+        if self.start == "random" and (self.noise != "flow" or self.energy == "residual"):
+            raise ValueError("start: random goes with noise: flow and energy: plain")
+        if self.energy == "residual" and self.noise == "gaussian":
+            raise ValueError("energy: residual needs a flow as its base, not noise: gaussian")
+        return self
+
+
+class Density(Strict):
+    boxes: Annotated[list[Rate], Field(min_length=2, max_length=2)]
+    points: Positive
+    plot_points: Positive
+
+
+class Classifier(Strict):
+    epochs: Positive
+    lr: Rate
+    batch: Positive
+    width: Positive
+    features: Positive
+
+
+class Sample(Strict):
+    count: Positive
+    batch: Positive
+    temperature: Rate
+
+
+class BitsPerDim(Strict):
+    draws: Positive
+    batch: Positive
+
+
+class Fid(Strict):
+    features: Literal["inception", "classifier"]
+    batch: Positive
+
+
+class Probe(Strict):
+    labels: Annotated[list[Positive], Field(min_length=1)]
+    draws: Positive
+    inverse_l2: Annotated[list[Rate], Field(min_length=1)]
+
+
+class ToyExperiment(Strict):
+    data: Annotated[Toy, Field(discriminator="source")]
+    flow: Flow
+    energy: Energy
+    pretrain: Pretrain
+    arms: dict[str, Joint]
+    density: Density
+
+
+class ImageExperiment(Strict):
+    data: Annotated[Digits | Official | Npz, Field(discriminator="source")]
+    flow: Flow
+    energy: Energy
+    pretrain: Pretrain
+    arms: dict[str, Joint]
+    classifier: Classifier
+    sample: Sample
+    bits_per_dim: BitsPerDim
+    fid: Fid
+    probe: Probe
+
+
+Experiment = ToyExperiment | ImageExperiment
+
+
+class Profile(Strict):
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    toy: list[str]
+    images: list[str]
+    overrides: dict[str, dict[str, Any]]
