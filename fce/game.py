@@ -20,6 +20,10 @@ from fce.stage import Job, Stopped
 from fce.state import load
 
 CALIBRATION = 4096  # points for the start's constants
+AHEAD = 16  # minibatches drawn in one pass while the flow stands still
+
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # x, log q(x), x~, log q(x~)
 
 
 class Game:
@@ -39,6 +43,9 @@ class Game:
         self.flow_optimizer = make_optimizer("adamax", self.noise.parameters(), 1.0) if self.learns else None
         self.ebm_updates = self.flow_updates = self.ebm_clipped = self.flow_clipped = self.dropped = 0
         self.last: dict[str, float] = {}
+        # While the flow stands still, several minibatches are drawn in one pass: the same law, less overhead.
+        self.stock: list[Batch] = []
+        self.ahead = AHEAD
 
     def make_noise(self) -> Glow | Gaussian:
         if self.settings["noise"] == "gaussian":
@@ -50,27 +57,28 @@ class Game:
         return load_flow(load(self.job.need("flow"))).to(self.job.device)
 
     @torch.no_grad()
-    def draw(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """n data points and n samples, each with its log q; non-finite samples are counted and left out."""
-        x = self.data.batch(n, self.generator)
-        x_gen, log_q_gen = self.noise.rsample_with_log_prob(n)
-        keep = finite(x_gen, log_q_gen)
-        self.dropped += int((~keep).sum())
-        if not keep.any():
-            raise Stopped(
-                "joint: every sample of the flow is non-finite; raise flow.scale_floor or lower joint.flow_lr"
-            )
-        return x, self.noise.log_prob(x), x_gen[keep], log_q_gen[keep]
+    def draw(self) -> Batch:
+        """A minibatch of data and one of samples, each with its log q; non-finite samples are counted and left out."""
+        if not self.stock:
+            x = torch.cat([self.data.batch(self.settings["batch"], self.generator) for _ in range(self.ahead)])
+            x_gen, log_q_gen = self.noise.rsample_with_log_prob(len(x))
+            keep = finite(x_gen, log_q_gen)
+            self.dropped += int((~keep).sum())
+            if keep.sum() < self.ahead:
+                raise Stopped("joint: the flow's samples are not finite; raise flow.scale_floor or lower joint.flow_lr")
+            parts = (x, self.noise.log_prob(x), x_gen[keep], log_q_gen[keep])
+            self.stock = list(zip(*(part.tensor_split(self.ahead) for part in parts), strict=True))
+        return self.stock.pop()
 
     def start(self) -> None:
         """Give f a start onto log q by regression where asked, then c by root-finding."""
-        batch, total = self.settings["batch"], self.settings["warm_start"]
+        total = self.settings["warm_start"]
         if total:
-            _, log_q, _, log_q_gen = self.draw(batch)
+            _, log_q, _, log_q_gen = self.draw()
             with torch.no_grad():
                 self.energy.c.fill_(-torch.cat([log_q, log_q_gen]).mean())
             for step in range(total):
-                x, log_q, x_gen, log_q_gen = self.draw(batch)
+                x, log_q, x_gen, log_q_gen = self.draw()
                 residual = self.energy.log_prob(torch.cat([x, x_gen])) - torch.cat([log_q, log_q_gen])
                 set_lr(self.ebm_optimizer, self.ebm_lrs, lr_factor("cosine", 0, step, step / total))
                 self.step_ebm(residual.square().mean())
@@ -98,16 +106,17 @@ class Game:
 
     @torch.no_grad()
     def ratios(self, n: int) -> tuple[Tensor, Tensor]:
-        """r = log p - log q on about n data points and n samples."""
-        rows = []
-        for _ in range(math.ceil(n / 256)):
-            x, log_q, x_gen, log_q_gen = self.draw(min(256, n))
-            rows.append((self.energy.log_prob(x) - log_q, self.energy.log_prob(x_gen) - log_q_gen))
-        return torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
+        """w = log p - log q on at least n data points and n samples."""
+        data, gen = [], []
+        for _ in range(math.ceil(n / self.settings["batch"])):
+            x, log_q, x_gen, log_q_gen = self.draw()
+            data.append(self.energy.log_prob(x) - log_q)
+            gen.append(self.energy.log_prob(x_gen) - log_q_gen)
+        return torch.cat(data), torch.cat(gen)
 
     def update_ebm(self) -> float:
         """One ascent of V by the EBM; returns the classification accuracy."""
-        x, log_q, x_gen, log_q_gen = self.draw(self.settings["batch"])
+        x, log_q, x_gen, log_q_gen = self.draw()
         both = self.energy.log_prob(torch.cat([x, x_gen]))
         log_p, log_p_gen = both[: len(x)], both[len(x) :]
         v = value(log_p, log_q, log_p_gen, log_q_gen)
@@ -151,6 +160,8 @@ class Game:
         )
         self.flow_optimizer.step()
         self.flow_updates += 1
+        self.stock.clear()  # drawn from the flow as it was
+        self.ahead = self.settings["ebm_per_round"] if self.settings["rule"] == "ratio" else 1
         return self.note(v, log_p - log_q, log_p_gen - log_q_gen)
 
     def freeze_base(self) -> None:

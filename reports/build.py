@@ -1,0 +1,301 @@
+"""The report of a profile: one HTML page with nothing outside it, its Markdown twin, tables and figures.
+
+Renders whatever lies below build/<profile>/; what is missing is named, with the reason.
+"""
+
+import argparse
+import base64
+import json
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import pandas as pd
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from fce import params
+from fce.stage import UserError
+from reports import tables
+from reports.tables import DATA, Reason, anchor, number, write
+
+HERE = Path(__file__).resolve().parent
+ROAD = {"data": 0, "pretrain": 1, "joint": 2}  # the stages before every score
+FID_ROAD = {"weights": 3, "classifier": 3, "sample": 4}  # and those before a Fréchet distance only
+NOT_YET = "not run yet"
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+    kind: str = "text"  # or: missing, code
+
+
+@dataclass(frozen=True)
+class Table:
+    """A frame of text, written beside the page as <name>.csv."""
+
+    name: str
+    title: str
+    frame: pd.DataFrame
+    note: str = ""
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    blocks: list[Any]  # Text, Table or figures.Figure
+
+
+def place_of(folder: Path, path: Path) -> dict[str, str]:
+    """Experiment, arm and seed of a file below build/<profile>, as the path law has them."""
+    experiment, *inside = path.relative_to(folder).parts[:-1]
+    seed = next((part for part in inside if part.startswith("seed-")), "")
+    return {"experiment": experiment, "arm": next((part for part in inside if part != seed), ""),
+            "seed": seed.removeprefix("seed-")}
+
+
+def failures(folder: Path) -> list[dict[str, str]]:
+    """The stages whose log ends in an `error: ` line, furthest upstream first."""
+    found, order = [], ROAD | FID_ROAD
+    for path in [*folder.glob("*/**/*.log"), *folder.parent.glob("downloads/weights.log")]:
+        errors = [line for line in path.read_text(errors="replace").splitlines() if line.startswith("error: ")]
+        if errors:
+            place = place_of(folder, path) if path.stem != "weights" else {"experiment": "", "arm": "", "seed": ""}
+            found.append({**place, "stage": path.stem, "why": errors[-1].removeprefix("error: ")})
+    return sorted(found, key=lambda failure: (order.get(failure["stage"], 5), *failure.values()))
+
+
+def why_missing(failed: list[dict[str, str]], experiment: str, arm: str, measure: str) -> str:
+    """Why an output is missing: the furthest-upstream failure on its road."""
+    for failure in failed:
+        stage = failure["stage"]
+        before = stage in ROAD or stage == measure or (measure == "fid" and stage in FID_ROAD)
+        if before and failure["experiment"] in ("", experiment) and failure["arm"] in ("", arm):
+            return f"not run: {stage} failed: {failure['why']}"
+    return NOT_YET
+
+
+def provenance(folder: Path, files: list[dict[str, Any]]) -> pd.DataFrame:
+    """A row for each stage that ran, with its scores; the index holds the ids that seeds link to."""
+    scored = {file["file"].with_suffix(""): file for file in files}
+    records = {path.with_name(path.name.removesuffix(".run.jsonl")) for path in folder.glob("*/**/*.run.jsonl")}
+    rows, ids = [], []
+    for path in sorted({*scored, *records}):
+        place, file = place_of(folder, path), scored.get(path, {"scores": [], "provenance": {}})
+        origin = {"seconds": wall_time(path), **file["provenance"]}
+        numbers = [f"{score['model']} {score['name']} {score['labels'] or ''} {score['value']:.6g}"
+                   for score in file["scores"]]
+        sent = next(path.parent.glob(f"{path.name}.*sent"), None)
+        ids.append(anchor(place["experiment"], place["arm"], path.name, place["seed"]))
+        rows.append({
+            "Experiment": place["experiment"], "Arm": place["arm"], "Seed": place["seed"], "Stage": path.name,
+            "Commit": origin.get("commit", "")[:10] + (" + changes" if origin.get("dirty") else ""),
+            "Parameters": origin.get("params", ""),
+            "Inputs": ", ".join(f"{name} {value}" for name, value in origin.get("inputs", {}).items()),
+            "Lock": origin.get("lock", ""), "Device": origin.get("device", ""), "torch": origin.get("torch", ""),
+            "Seconds": origin["seconds"], "MLflow run": sent.read_text().split(" ")[0] if sent else "",
+            "Command": origin.get("command", ""), "Scores": "; ".join(numbers)})
+    return pd.DataFrame(rows, index=ids)
+
+
+def wall_time(path: Path) -> float | str:
+    """Seconds between the first and the last line of a stage's record; empty for one that has not ended."""
+    with suppress(OSError, ValueError, KeyError, IndexError):
+        lines = path.with_name(f"{path.name}.run.jsonl").read_text().splitlines()
+        first, last = json.loads(lines[0]), json.loads(lines[-1])
+        if last["kind"] == "end":
+            return round((last["time"] - first["time"]) / 1000, 1)
+    return ""
+
+
+def content(profile: str, build: Path, out: Path) -> list[Section]:
+    """What the report says, in order; draws the figures into `out`."""
+    from reports import figures  # seaborn takes seconds to import
+
+    folder, paper = build / profile, read_paper()
+    chosen, notes = params.load(HERE.parent / "params.yaml").profiles[profile], paper["notes"]
+    names = {"toy": chosen.toy, "images": chosen.images}
+    failed, files = failures(folder), tables.score_files(folder)
+    why = partial(why_missing, failed)
+    scores, origins = tables.score_table(files), provenance(folder, files)
+    write(out / "scores.csv", scores.to_csv(index=False).encode())
+
+    fits = [figures.densities(folder, chosen.toy, scores, out, why),
+            figures.errors(folder, chosen.toy, out, why)] if chosen.toy else []
+    samples = [figures.samples(folder, experiment, out, why) for experiment in chosen.images]
+    probe = [figures.probe(folder, chosen.images, scores, out, why)] if chosen.images else []
+    training = [figures.training(folder, experiment, out, why) for experiment in [*chosen.toy, *chosen.images]]
+    measured = [block for kind in names for experiment in names[kind]
+                for block in experiment_blocks(scores, experiment, kind, notes, why)]
+    ran = scope(origins, [*chosen.toy, *chosen.images])
+    if profile == "full":
+        runs = [tables.convergence(figures.curves(folder, e, "joint"), profile, e) for e in chosen.toy]
+        claims, printed, built = judged(pd.concat([scores, *runs]), folder, paper, why)
+        verdicts = [verdict for table in (claims, *printed) for verdict in table.frame["Verdict"]]
+        counts = ", ".join(f"{n} {verdict}" for verdict in tables.VERDICTS if (n := verdicts.count(verdict)))
+        sections = [
+            Section("What holds", [
+                Text(f"Of {len(verdicts)} claims and printed numbers: {counts}."), claims,
+                Table("criteria", "How each verdict is decided", tables.criteria_table(paper), folded=True)]),
+            Section("Scope", [Text(notes["scope"]), ran]),
+            Section("Methodology", [Text(notes["methodology"])]),
+            Section("Results", [*fits, *samples, *printed, *probe, *built, *training]),
+            Section("Every measure", measured),
+            Section("What was easy", [Text(notes["easy"])]),
+            Section("What was difficult", [Text(notes["difficult"])])]
+    else:
+        sections = [Section("Results", measured), Section("Figures", [*fits, *samples, *probe, *training]),
+                    Section("Scope", [ran])]
+    if failed:
+        frame = pd.DataFrame(failed).rename(columns=str.capitalize)
+        sections.append(Section("Failures", [Table("failures", "Stages that failed", frame)]))
+    again = "snakemake --cores 8" if profile == "full" else "snakemake --cores 2 quick"
+    page = f"python -m reports.build --profile {profile} --build {build} --out {out / 'index.html'}"
+    return [*sections, Section("Provenance", provenance_blocks(origins)),
+            Section("How to rerun", [Text(f"{again}    # everything\n{page}    # this page", "code")])]
+
+
+def read_paper() -> dict[str, Any]:
+    paper: dict[str, Any] = yaml.safe_load((HERE / "paper.yaml").read_text())
+    return paper
+
+
+def judged(scores: pd.DataFrame, folder: Path, paper: dict[str, Any],
+           why: Reason) -> tuple[Table, list[Table], list[Table]]:
+    """The claims, Tables 1 and 2, and Tables 3 and 4."""
+    def brief(*place: str) -> str:
+        return shorten(why(*place).removeprefix("not run: "), 130, placeholder=" …")  # whole under Failures
+
+    def table(entry: dict[str, Any], frame: pd.DataFrame, note: str = "") -> Table:
+        return Table(entry["where"].lower().replace(" ", ""), f"{entry['where']}. {entry['title']}", frame, note)
+
+    interval = "Mean ± half-width of the 95 % t-interval over seeds; each seed leads to its provenance."
+    claims = Table("claims", "The paper's claims", tables.claims_table(scores, paper["claims"], brief),
+                   f"Differences are paired, seed by seed. {interval}")
+    printed = [table(entry, tables.printed_table(scores, entry, brief),
+                     f"{interval} Tolerance ±\u00a0{entry['tolerance']}.") for entry in paper["values"]]
+    return claims, printed, [table(entry, tables.architecture_table(folder, entry)) for entry in paper["architectures"]]
+
+
+def experiment_blocks(scores: pd.DataFrame, experiment: str, kind: str, notes: dict[str, str],
+                      why: Reason) -> list[Any]:
+    """What is missing of an experiment, then its tables, each with every seed folded below it."""
+    label, have = DATA.get(experiment, experiment), scores[scores["experiment"] == experiment]
+    trained = ["mle", *params.ARMS[kind]]
+    expected = {"density": trained} if kind == "toy" else {
+        "bits_per_dim": trained, "fid": trained, "probe": ["random-init", *params.ARMS[kind]]}
+    missing: dict[str, list[str]] = {}
+    for measure, arm in [(measure, arm) for measure, arms in expected.items() for arm in arms]:
+        if not ((have["arm"] == arm) & (have["measure"] == measure)).any():
+            missing.setdefault(why(experiment, arm, measure), []).append(f"{measure} of {arm}")
+    blocks: list[Any] = [Text(f"{label}: {reason} ({', '.join(what)})", "missing") for reason, what in missing.items()]
+    makers = [(kind, f"Results, {label}", tables.results, "Model"),
+              ("trade", f"What joint training changes in Glow, {label}", tables.trade_table, "Arm"),
+              ("probe", f"Accuracy of a linear classifier on frozen features, {label}", tables.probe_table, "Labels")]
+    for name, title, make, row in makers:
+        frame = make(have, experiment, [row])
+        if len(frame):
+            seeds = make(have, experiment, [row, "Seed"])
+            blocks += [Table(f"{experiment}-{name}", title, frame, notes[name]),
+                       Table(f"{experiment}-{name}-seeds", f"{title}: each seed", seeds, folded=name != "trade")]
+    return blocks
+
+
+def scope(origins: pd.DataFrame, experiments: list[str]) -> Table | Text:
+    """What ran, by experiment."""
+    if origins.empty:
+        return Text(NOT_YET, "missing")
+
+    def listed(values: pd.Series) -> str:
+        return ", ".join(dict.fromkeys(value for value in values if value))
+
+    groups = {name: origins[origins["Experiment"] == name] for name in experiments}
+    return Table("scope", "What was run", pd.DataFrame([
+        {"Data": DATA.get(name, name), "Seeds": listed(group["Seed"]), "Arms": listed(group["Arm"]),
+         "Hours, all stages": number(pd.to_numeric(group["Seconds"]).sum() / 3600), "Device": listed(group["Device"])}
+        for name, group in groups.items()]))
+
+
+def provenance_blocks(origins: pd.DataFrame) -> list[Any]:
+    if origins.empty:
+        return [Text(NOT_YET, "missing")]
+    commits = ", ".join(sorted({commit for commit in origins["Commit"] if commit})) or "none yet"
+    return [Text(f"Commits behind the numbers: {commits}. Parameters, inputs and lock are the first 16 digits of "
+                 "SHA-256 hashes. A training stage's own provenance is inside its checkpoint."),
+            Table("provenance", f"Where every number comes from ({len(origins)} stages)", origins, folded=True)]
+
+
+def plain(cell: Any) -> str:
+    """A cell as text, a list of links without its links."""
+    return ", ".join(text for text, _ in cell) if isinstance(cell, list) else str(cell)
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    rows = [list(frame.columns), ["---"] * frame.shape[1], *frame.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(plain(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def markdown(sections: list[Section]) -> str:
+    """The report's Markdown twin; provenance stays in its CSV."""
+    parts = []
+    for section in sections:
+        parts.append(f"## {section.title}")
+        for block in section.blocks:
+            if isinstance(block, Table):
+                body = f"See {block.name}.csv." if block.name == "provenance" else markdown_table(block.frame)
+                parts += [f"**{block.title}**", body, block.note]
+            elif isinstance(block, Text):
+                parts.append({"text": "{}", "missing": "> {}", "code": "```sh\n{}\n```"}[block.kind].format(block.text))
+            elif block.why:
+                parts.append(f"> {block.title}: {block.why}")
+            else:
+                parts += [f"![{block.title}]({block.name}.png)", f"*{block.title}.* {block.caption}"]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def render(profile: str, build: Path, page: Path) -> None:
+    """Write the page and everything beside it."""
+    out, paper = page.parent, read_paper()
+    sections = content(profile, build, out)
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    environment.globals["picture"] = lambda name: "data:image/svg+xml;base64," + base64.b64encode(
+        (out / f"{name}.svg").read_bytes()).decode()
+    title = f"Reproduction of “{paper['title']}”"
+    html = environment.get_template("template.html.j2").make_module(
+        {"title": title, "url": paper["url"], "profile": profile, "sections": sections, "verdicts": tables.VERDICTS})
+    fragment = html.__dict__["table"]  # the template's macro
+    for table in [block for section in sections for block in section.blocks if isinstance(block, Table)]:
+        write(out / f"{table.name}.csv", table.frame.map(plain).to_csv(index=False).encode())
+        if table.name.startswith("table"):  # the paper's, as fragments for other pages
+            write(out / f"{table.name}.md", markdown_table(table.frame).encode())
+            write(out / f"{table.name}.html", str(fragment(table)).encode())
+    banner = "" if profile == "full" else f"**{profile} profile: not the paper's sizes.**\n\n"
+    write(out / "report.md", f"# {title}\n\n{banner}{markdown(sections)}".encode())
+    write(page, str(html).encode())
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m reports.build", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", required=True, choices=("full", "quick"), help="which results")
+    parser.add_argument("--build", type=Path, default=Path("build"), help="the folder of results (default: build)")
+    parser.add_argument("--out", type=Path, required=True, help="the page; what belongs to it is written beside it")
+    arguments = parser.parse_args(argv)
+    try:
+        render(arguments.profile, arguments.build, arguments.out)
+    except (UserError, params.ParamsError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    print(arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

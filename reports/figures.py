@@ -1,0 +1,220 @@
+"""The figures, in one style: each as svg and png with the numbers it draws beside it as csv.
+
+A figure whose inputs are missing is not drawn: its `why` says what is missing, and the report prints that.
+"""
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import EngFormatter
+
+from reports.tables import ARMS, DATA, Reason, by_seed, write
+
+WIDTH = 7.0  # inches, the report's text column
+FILL = {"left": 0.03, "right": 0.99, "bottom": 0.06, "top": 0.93}
+GRID = 8  # a sample figure shows the first 8 x 8 images, not chosen ones
+NAMES = ARMS | {"joint": "ours, pre-trained start"}
+COLOURS = dict(zip(ARMS, [sns.color_palette("colorblind")[i] for i in (7, 3, 0, 2, 4, 1, 7)], strict=True))
+DASHES = dict(zip(ARMS, [(), (), (4, 1.5), (5, 1, 1, 1), (1, 1), (6, 2), (2, 2)], strict=True))  # for grey prints
+SAMPLES = {"svhn": "Figures 3 and 5. ", "cifar10": "Figures 3 and 6. "}  # numbers in the paper
+STYLE = {"figure.dpi": 200, "savefig.dpi": 200, "svg.hashsalt": "fce", "axes.spines.top": False,
+         "axes.spines.right": False, "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8,
+         "ytick.labelsize": 8, "legend.fontsize": 8, "legend.frameon": False, "lines.linewidth": 1.4}
+sns.set_theme(context="paper", style="ticks", rc=STYLE)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the report: files <name>.svg, .png and .csv; or, where it could not be drawn, why."""
+
+    name: str
+    title: str
+    caption: str
+    why: str = ""
+
+
+def curves(folder: Path, experiment: str, name: str) -> pd.DataFrame:
+    """Every <name>.csv of an experiment, one below the other; columns seed and arm (empty before the arms)."""
+    frames = [pd.DataFrame()]
+    for path in sorted((folder / experiment).glob(f"seed-*/**/{name}.csv")):
+        seed, *arm = path.relative_to(folder / experiment).parts[:-1]
+        frames.append(pd.read_csv(path).assign(seed=int(seed.removeprefix("seed-")), arm="".join(arm)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def save(canvas: Canvas, out: Path, name: str, data: pd.DataFrame | None, profile: str) -> None:
+    """Write the figure's files; those of another profile than `full` carry its name across."""
+    if profile != "full":
+        canvas.text(0.5, 0.5, f"{profile} profile", rotation=25, fontsize=44, color="0.7", alpha=0.45, ha="center",
+                    va="center", zorder=100)
+    for kind, metadata in (("svg", {"Date": None}), ("png", {})):
+        buffer = io.BytesIO()
+        canvas.savefig(buffer, format=kind, metadata=metadata, bbox_inches="tight", pad_inches=0.04)
+        write(out / f"{name}.{kind}", buffer.getvalue())
+    plt.close(canvas)
+    if data is not None:
+        write(out / f"{name}.csv", data.to_csv(index=False).encode())
+
+
+def lines(ax: Axes, data: pd.DataFrame, x: str, y: str, **style: Any) -> None:
+    """Mean over seeds against x, a line for each arm, with a band from the lowest to the highest seed."""
+    for arm in [arm for arm in ARMS if arm in set(data["arm"])]:
+        look = {"linestyle": (0, DASHES[arm]) if DASHES[arm] else "-", "errorbar": ("pi", 100), **style}
+        sns.lineplot(data[data["arm"] == arm], x=x, y=y, ax=ax, color=COLOURS[arm], label=NAMES[arm], legend=False,
+                     **look)
+    if data[x].max() >= 10_000:
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def densities(folder: Path, experiments: list[str], scores: pd.DataFrame, out: Path, why: Reason) -> Figure:
+    """Figure 1: points, the true density, Glow (MLE), Glow and EBM trained jointly from a random start."""
+    name, title = "figure1", "Figure 1. Densities learned from 2D data"
+    seeds = {experiment: first_seed(folder / experiment, ("mle/density.npz", "joint-from-random/density.npz"))
+             for experiment in experiments}
+    drawn = [experiment for experiment, seed in seeds.items() if seed is not None]
+    left_out = "; ".join(f"{e} {why(e, 'joint-from-random', 'density')}" for e in experiments if e not in drawn)
+    if not drawn:
+        return Figure(name, title, "", left_out)
+    canvas, axes = plt.subplots(len(drawn), 5, figsize=(WIDTH, 1.62 * len(drawn)), squeeze=False,
+                                gridspec_kw={"wspace": 0.06, "hspace": 0.2, **FILL})
+    rows = []
+    for row, experiment in zip(axes, drawn, strict=True):
+        place = folder / experiment / f"seed-{seeds[experiment]}"
+        points = np.load(folder / experiment / "data.npz")["test"][:2000]
+        mle, ours = (np.load(place / arm / "density.npz") for arm in ("mle", "joint-from-random"))
+        side, edge = 1.08 * np.abs(points).max(), mle["axis"][-1] + 0.5 * (mle["axis"][1] - mle["axis"][0])
+        row[0].scatter(*points.T, s=0.5, color="0.25", linewidths=0, rasterized=True)
+        panels = {"Truth": (mle["truth"], "mle", "data"), "Glow (MLE)": (mle["flow"], "mle", "flow"),
+                  "Glow (ours)": (ours["flow"], "joint-from-random", "flow"),
+                  "EBM (ours)": (ours["ebm"], "joint-from-random", "ebm")}
+        for ax, (label, (log_density, arm, model)) in zip(row[1:], panels.items(), strict=True):
+            ax.imshow(np.exp(log_density).T, origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis",
+                      vmin=0, vmax=np.exp(mle["truth"].max()))
+            value = by_seed(scores, experiment=experiment, arm=arm, name="log_likelihood", model=model)
+            rows.append({"experiment": experiment, "panel": label, "seed": seeds[experiment],
+                         "log_likelihood": value.get(seeds[experiment], math.nan)})
+            ax.set_xlabel(f"{rows[-1]['log_likelihood']:.3f}")
+        row[0].set(ylabel=experiment, xlabel="log-likelihood:")
+        for ax in row:
+            ax.set(xlim=(-side, side), ylim=(-side, side), xticks=[], yticks=[], aspect="equal")
+            sns.despine(ax=ax, left=True, bottom=True)
+    for ax, label in zip(axes[0], ("Observed", *panels), strict=True):
+        ax.set_title(label)
+    save(canvas, out, name, pd.DataFrame(rows), folder.name)
+    caption = ("Joint training from a random Glow, as in the paper; the first seed, not a chosen one. One colour scale "
+               "in a row, from 0 to the maximum of the truth; the EBM is normalised by quadrature. Below: mean "
+               "log-likelihood of held-out points, in nats.")
+    return Figure(name, title, caption + (f" Missing: {left_out}." if left_out else ""))
+
+
+def first_seed(folder: Path, files: tuple[str, ...]) -> int | None:
+    """The smallest seed that has all these files."""
+    seeds = sorted(int(path.name.removeprefix("seed-")) for path in folder.glob("seed-*"))
+    return next((s for s in seeds if all((folder / f"seed-{s}" / file).exists() for file in files)), None)
+
+
+def errors(folder: Path, experiments: list[str], out: Path, why: Reason) -> Figure:
+    """Figure 2: mean squared error of the EBM's log-density against its updates."""
+    name, title = "figure2", "Figure 2. Error of the log-density over the EBM's updates"
+    runs = {experiment: curves(folder, experiment, "joint") for experiment in experiments}
+    runs = {experiment: run for experiment, run in runs.items() if "mse_ema" in run}
+    if not runs:
+        return Figure(name, title, "", why(experiments[0], "joint-from-random", "joint"))
+    canvas, axes = plt.subplots(1, len(runs), sharey=True, squeeze=False, figsize=size(len(runs)))
+    for ax, (experiment, run) in zip(axes[0], runs.items(), strict=True):
+        lines(ax, run, "ebm_updates", "mse_ema")
+        ax.set(yscale="log", title=experiment, xlabel="EBM updates", ylabel="MSE of log p" if ax is axes[0, 0] else "")
+    legend(canvas, axes[0])
+    data = pd.concat([run.assign(experiment=experiment) for experiment, run in runs.items()])
+    columns = ["experiment", "arm", "seed", "ebm_updates", "flow_updates", "mse_raw", "mse_ema", "mse_ema_normalised"]
+    save(canvas, out, name, data[columns], folder.name)
+    return Figure(name, title, "Held-out points, averaged weights, learned c; mean over seeds, band from the lowest to "
+                               "the highest. The paper draws the mixture of Gaussians (our ring) only. Flow updates are "
+                               "not on the axis: figure2.csv counts them.")
+
+
+def samples(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
+    """Figures 3, 5 and 6: images of the test part, of Glow (MLE) and of Glow (ours)."""
+    name, title = f"samples-{experiment}", f"{SAMPLES.get(experiment, '')}Samples, {DATA.get(experiment, experiment)}"
+    seed = first_seed(folder / experiment, ("mle/samples.npz", "joint/samples.npz"))
+    if seed is None:
+        return Figure(name, title, "", why(experiment, "joint", "sample"))
+    data, mle, ours = (np.load(folder / experiment / file) for file in
+                       ("data.npz", f"seed-{seed}/mle/samples.npz", f"seed-{seed}/joint/samples.npz"))
+    panels = {"Data": data["test_images"], "Glow (MLE)": mle["images"], "Glow (ours)": ours["images"]}
+    canvas, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.5), gridspec_kw={"wspace": 0.06, **FILL})
+    for ax, (label, images) in zip(axes, panels.items(), strict=True):
+        tiles = images[:GRID**2] / (float(mle["levels"]) - 1)
+        tiles = np.pad(tiles, ((0, GRID**2 - len(tiles)), (0, 1), (0, 1), (0, 0)), constant_values=1)  # gaps
+        _, h, w, c = tiles.shape
+        picture = tiles.reshape(GRID, GRID, h, w, c).transpose(0, 2, 1, 3, 4).reshape(GRID * h, GRID * w, c)
+        ax.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1)
+        ax.set(title=label, xticks=[], yticks=[])
+        sns.despine(ax=ax, left=True, bottom=True)
+    save(canvas, out, name, None, folder.name)
+    return Figure(name, title, f"The first {GRID**2} images of each, seed {seed}, temperature 1; none was chosen.")
+
+
+def probe(folder: Path, experiments: list[str], scores: pd.DataFrame, out: Path, why: Reason) -> Figure:
+    """Figure 4: accuracy of a linear classifier on the EBM's features against the number of labels."""
+    name, title = "figure4", "Figure 4. Accuracy of a linear classifier on the EBM's features"
+    chosen = scores[(scores["measure"] == "probe") & (scores["name"] == "accuracy")]
+    drawn = [experiment for experiment in experiments if experiment in set(chosen["experiment"])]
+    if not drawn:
+        return Figure(name, title, "", why(experiments[0], "joint", "probe"))
+    canvas, axes = plt.subplots(1, len(drawn), squeeze=False, figsize=size(len(drawn)))
+    for ax, experiment in zip(axes[0], drawn, strict=True):
+        ax.set_xscale("log")
+        lines(ax, chosen[chosen["experiment"] == experiment], "labels", "value")
+        ax.set(title=DATA.get(experiment, experiment), xlabel="labelled examples", ylabel="accuracy")
+    legend(canvas, axes[0])
+    save(canvas, out, name, chosen[["experiment", "arm", "seed", "labels", "value"]], folder.name)
+    return Figure(name, title, "Test accuracy; mean over seeds, band from the lowest to the highest. The paper's "
+                               "label counts are not in its text; it draws SVHN.")
+
+
+def training(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
+    """The value V and the accuracies over joint training, and the validation loss over pre-training."""
+    label = DATA.get(experiment, experiment)
+    name, title = f"training-{experiment}", f"Training curves, {label}"
+    joint, pretrain = curves(folder, experiment, "joint"), curves(folder, experiment, "pretrain")
+    if joint.empty or pretrain.empty:
+        return Figure(name, title, "", why(experiment, "joint", "joint"))
+    canvas, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.5))
+    lines(axes[0], pretrain.assign(arm="mle"), "step", "validation")
+    axes[0].set(title="Glow, maximum likelihood", xlabel="step",
+                ylabel="validation, nats" if "mse_ema" in joint else "validation, bits/dim")
+    lines(axes[1], joint, "ebm_updates", "value")
+    axes[1].axhline(-2 * math.log(2), color="0.3", linewidth=0.8)
+    axes[1].set(title="value V (grey: -2 log 2)", xlabel="EBM updates", ylabel="")
+    lines(axes[2], joint, "ebm_updates", "accuracy_data", linestyle="-", errorbar=None)
+    lines(axes[2], joint, "ebm_updates", "accuracy_gen", linestyle=":", errorbar=None)
+    axes[2].set(title="accuracy (dotted: samples)", xlabel="EBM updates", ylabel="", ylim=(0, 1))
+    legend(canvas, axes[1:2])
+    canvas.tight_layout()
+    save(canvas, out, name, joint, folder.name)
+    return Figure(name, title, "")
+
+
+def size(panels: int) -> tuple[float, float]:
+    """Width and height in inches of a row of panels."""
+    return (WIDTH if panels > 1 else 0.62 * WIDTH), 2.7
+
+
+def legend(canvas: Canvas, axes: np.ndarray) -> None:
+    """One legend below all panels."""
+    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    canvas.tight_layout()
+    canvas.legend(handles.values(), handles, loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=4)

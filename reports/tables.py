@@ -1,0 +1,288 @@
+"""Scores in, tables out: means over seeds with intervals, and verdicts against the paper.
+
+Pure functions. Scores are a frame with one row per number; a table is a frame of text, in which a cell may
+also be a list of (text, anchor): links to rows of the provenance table.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fce.stage import UserError
+
+COLUMNS = ["profile", "experiment", "seed", "arm", "measure", "name", "model", "labels", "value"]
+VERDICTS = ["reproduced", "near", "undetermined", "not reproduced", "not run", "unverified", "same",
+            "differs"]
+CONVERGED = 0.2  # mean squared error of log p at which a 2D run counts as converged; paper.yaml says why
+DATA = {"svhn": "SVHN", "cifar10": "CIFAR-10"}
+ARMS = {"mle": "MLE", "joint": "ours", "joint-from-random": "ours, random start",
+        "residual": "ours, residual EBM", "frozen-flow": "NCE, frozen Glow",
+        "gaussian-noise": "NCE, Gaussian noise", "random-init": "random weights"}
+MODELS = {"flow": "Glow", "ebm": "EBM", "features": "features", "data": "data"}
+HEADINGS = {"kl": "KL", "jsd": "JSD", "mse_log_density": "MSE, learned c",
+            "mse_log_density_normalised": "MSE, quadrature Z", "log_z_error": "log Z error",
+            "log_likelihood": "log-likelihood", "bits_per_dim": "bits/dim",
+            "bits_per_dim_validation": "validation bits/dim", "frechet_inception_distance": "FID",
+            "frechet_distance": "FD", "accuracy": "accuracy", "effective_rank": "effective rank"}
+BASELINES = {"bits_per_dim_uniform": ("bits_per_dim", "equally likely levels"),
+             "bits_per_dim_histogram": ("bits_per_dim", "independent pixels"),
+             "frechet_distance_floor": ("frechet_distance", "real test images (the floor)"),
+             "log_likelihood": ("log_likelihood", "the true density")}
+
+Reason = Callable[[str, str, str], str]  # (experiment, arm, stage or measure) -> why its output is missing
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def score_files(folder: Path) -> list[dict[str, Any]]:
+    """Every score file of build/<profile>: its content and, as `file`, where it lies.
+
+    Raises:
+        UserError: a file is no score file, or its content belongs to another place.
+    """
+    found = []
+    for path in sorted(folder.glob("*/seed-*/*/*.json")):
+        try:
+            content = json.loads(path.read_text())
+            place = [content[key] for key in ("profile", "experiment", "seed", "arm", "measure")]
+            content["scores"], content["provenance"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a score file ({error!r}); delete it and run snakemake") from None
+        seed = int(path.parents[1].name.removeprefix("seed-"))
+        if place != [folder.name, path.parents[2].name, seed, path.parent.name, path.stem]:
+            raise UserError(f"{path} holds the scores of {place}: it was moved; delete it and run snakemake")
+        found.append({**content, "file": path})
+    return found
+
+
+def score_table(files: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """One row per score, with COLUMNS."""
+    rows = [{**file, **score} for file in files for score in file["scores"]]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float, "seed": int})
+
+
+def convergence(joint: pd.DataFrame, profile: str, experiment: str) -> pd.DataFrame:
+    """Scores `updates_to_converge` (Figure 2) from the joint.csv of all runs.
+
+    The value is the number of EBM updates until mse_ema < CONVERGED, or the whole budget where it never is.
+    """
+    rows = []
+    for (seed, arm), run in joint.groupby(["seed", "arm"]) if "mse_ema" in joint else []:
+        below = run.loc[run["mse_ema"] < CONVERGED, "ebm_updates"]
+        value = below.min() if len(below) else run["ebm_updates"].max()
+        rows.append([profile, experiment, seed, arm, "joint", "updates_to_converge", "ebm", math.nan, value])
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float, "seed": int})
+
+
+def interval(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and half-width of its 95 % t-interval over seeds; one seed has no half-width (NaN)."""
+    from scipy.stats import t  # takes a second to import
+
+    x = np.asarray(list(values), dtype=float)
+    if len(x) < 2:
+        return (float(x[0]) if len(x) else math.nan), math.nan
+    with np.errstate(invalid="ignore"):  # a seed that diverged to infinity leaves no half-width either
+        return float(x.mean()), float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+
+
+def by_seed(scores: pd.DataFrame, **keys: str) -> pd.Series:
+    """The value at each seed of the scores with these columns; of several label counts, their mean."""
+    chosen = scores[np.logical_and.reduce([scores[key] == value for key, value in keys.items()])]
+    return chosen.groupby("seed")["value"].mean(skipna=False)
+
+
+def paired(first: pd.Series, second: pd.Series) -> pd.Series:
+    """first - second at the seeds that both have."""
+    common = first.index.intersection(second.index)
+    return first[common] - second[common]
+
+
+def value_verdict(values: Iterable[float], paper: float, tolerance: float) -> str:
+    """The verdict on a printed number, from ours at each seed."""
+    values = list(values)
+    mean, half = interval(values)
+    if not values:
+        return "not run"
+    if not half <= tolerance:  # so written that a missing half-width, too, is undetermined
+        return "undetermined"
+    off = abs(mean - paper)
+    return "reproduced" if off <= tolerance else "near" if off <= 2 * tolerance else "not reproduced"
+
+
+def ordering_verdict(differences: Iterable[float], low: float, high: float) -> str:
+    """The verdict on the claim that a paired difference lies within (low, high)."""
+    differences = list(differences)
+    mean, half = interval(differences)
+    if not differences:
+        return "not run"
+    if low < mean - half and mean + half < high:
+        return "reproduced"
+    return "not reproduced" if mean + half <= low or mean - half >= high else "undetermined"
+
+
+def refuse_quick(profiles: Iterable[str]) -> None:
+    """Raise ValueError at a number that was not made with the paper's sizes."""
+    others = sorted(set(profiles) - {"full"})
+    if others:
+        raise ValueError(f"numbers of the profile '{others[0]}' are not of the paper's sizes: they get no "
+                         "verdict against the paper and stay out of its tables")
+
+
+def number(x: float, half: float = math.nan) -> str:
+    """x ± half with two significant digits of half; without a half-width, x with four."""
+    if math.isfinite(half) and half > 1e-9 * abs(x):  # less is the rounding of equal numbers
+        decimals = max(0, 1 - math.floor(math.log10(half)))
+        text = f"{x:.{decimals}f} ± {half:.{decimals}f}"
+    else:
+        text = (f"{x:.0f}" if abs(x) >= 1000 else f"{x:#.4g}") + (" ± 0" if math.isfinite(half) else "")
+    return text.replace("-", "−") if math.isfinite(x) else text
+
+
+def estimate(values: pd.Series) -> str:
+    """Mean ± half-width over seeds."""
+    return number(*interval(values)) if len(values) else "–"
+
+
+def links(seeds: Iterable[int], experiment: str, arm: str, stage: str) -> list[tuple[str, str]]:
+    """Seeds, linked to their rows of the provenance table."""
+    return [(str(seed), anchor(experiment, arm, stage, seed)) for seed in seeds]
+
+
+def anchor(*place: Any) -> str:
+    """The id of a row of the provenance table: experiment, arm (if any), stage, seed."""
+    return "-".join(str(part) for part in place if part != "")
+
+
+def printed_table(scores: pd.DataFrame, table: dict[str, Any], why: Reason) -> pd.DataFrame:
+    """Table 1 or 2 of the paper: its number, ours, and the verdict."""
+    refuse_quick(scores["profile"])
+    rows = []
+    for cell in table["cells"]:
+        entry = {**table, **cell}
+        experiment, arm, measure = entry["experiment"], entry["arm"], entry["measure"]
+        values = by_seed(scores, **{k: entry[k] for k in ("experiment", "arm", "measure", "name", "model")})
+        verdict = value_verdict(values, entry["paper"], entry["tolerance"])
+        rows.append({"Data": entry["row"], "Model": entry["column"], "Paper": f"{entry['paper']:.2f}",
+                     "Ours": estimate(values), "Seeds": links(values.index, experiment, arm, measure),
+                     **conclusion(verdict, entry, why(experiment, arm, measure))})
+    return pd.DataFrame(rows)
+
+
+def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason) -> pd.DataFrame:
+    """The paper's claims in words: our paired difference over seeds, and the verdict."""
+    refuse_quick(scores["profile"])
+    rows = []
+    for claim, experiment in [(c, experiment) for c in claims for experiment in c["experiments"]]:
+        keys = {"experiment": experiment, "measure": claim["measure"], "name": claim["name"]}
+        first, second = (by_seed(scores, **keys, **claim[side]) for side in ("first", "second"))
+        difference, arm = paired(first, second), claim["first"]["arm"]
+        verdict = ordering_verdict(difference, claim["low"], claim["high"])
+        missing = why(experiment, claim["second"]["arm"] if len(first) else arm, claim["measure"])
+        rows.append({"Claim": claim["claim"], "Data": DATA.get(experiment, experiment),
+                     "Difference": estimate(difference),
+                     "Seeds": links(difference.index, experiment, arm, claim["measure"]),
+                     **conclusion(verdict, claim, missing)})
+    return pd.DataFrame(rows)
+
+
+def conclusion(verdict: str, entry: dict[str, Any], missing: str) -> dict[str, str]:
+    """The columns Verdict and Note of a judged entry."""
+    if verdict == "not run":
+        return {"Verdict": verdict, "Note": entry.get("not_run", missing)}
+    if "unverified" in entry:
+        return {"Verdict": "unverified", "Note": entry["unverified"]}
+    return {"Verdict": verdict, "Note": ""}
+
+
+def criteria_table(paper: dict[str, Any]) -> pd.DataFrame:
+    """How each verdict is decided: protocol, tolerance and its reason."""
+    rows = [{"Judged": entry.get("claim") or entry["title"], "Paper": entry["where"], "Protocol": entry["protocol"],
+             "Reproduced if": f"within ± {entry['tolerance']}" if "cells" in entry else
+             f"difference between {entry['low']} and {entry['high']}", "Reason": entry["reason"]}
+            for entry in [*paper["claims"], *paper["values"]]]
+    return pd.DataFrame(rows).replace({r"between -inf and": "below", r"between (\S+) and inf": r"above \1"}, regex=True)
+
+
+def architecture_table(folder: Path, table: dict[str, Any]) -> pd.DataFrame:
+    """Table 3 or 4 of the paper beside params.yaml, read from the slices of the joint stage."""
+    refuse_quick([folder.name])
+    rows = []
+    for row, experiment in [(r, experiment) for r in table["rows"] for experiment in r["experiments"]]:
+        paper, ours, verdict = table["template"].format(**row["paper"]), "–", "not run"
+        path = folder / experiment / "params" / "joint" / "joint.json"
+        if path.exists():
+            ours = table["template"].format(**json.loads(path.read_text())[table["section"]])
+            verdict = "same" if ours == paper else "differs"
+        data = DATA.get(experiment, experiment)
+        rows.append({"Data": data, "Paper": paper, "Ours": ours, "Verdict": verdict})
+    return pd.DataFrame(rows)
+
+
+def shown(scores: pd.DataFrame, experiment: str) -> pd.DataFrame:
+    """An experiment's scores in the words of a reader: Measure, Model, Labels, Seed; in the order of ARMS."""
+    rows, order = [], list(ARMS)
+    for row in scores[scores["experiment"] == experiment].to_dict("records"):
+        arm, name, model = row["arm"], row["name"], row["model"]
+        label = f"{MODELS[model]} ({ARMS.get(arm, arm)})"
+        if model == "data" and name in BASELINES:
+            name, label = BASELINES[name]
+        if name.startswith("bits_per_dim") and model == "ebm":
+            label += ", learned c, unverified"
+        place = (order.index(arm) if arm in order else len(order), model != "data", model != "flow", row["seed"])
+        rows.append({**row, "Measure": HEADINGS.get(name, name), "Model": label, "Seed": row["seed"],
+                     "Labels": row["labels"], "place": place})
+    words = ["Measure", "Model", "Labels", "Seed"]
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *words, "place"]).sort_values("place", kind="stable")
+    return frame.drop_duplicates(words)  # the truth's scores stand in the files of several arms
+
+
+def spread(scores: pd.DataFrame, rows: list[str], column: str) -> pd.DataFrame:
+    """A row for each combination of `rows`, a column for each value of `column`: means ± half-widths, or each seed's.
+
+    The column Seeds counts a row's seeds; a cell that is a mean over fewer says so.
+    """
+    columns = list(dict.fromkeys(scores[column]))
+    if column == "Measure":
+        columns = [heading for heading in HEADINGS.values() if heading in columns]
+    table = []
+    for row, group in scores.groupby(rows, sort=False):
+        cells, n = dict(zip(rows, map(str, row), strict=True)), group["Seed"].nunique()
+        for heading, values in group.groupby(column)["value"]:
+            cells[str(heading)] = estimate(values) + (f" (n = {len(values)})" if len(values) < n else "")
+        table.append(cells if "Seed" in rows else cells | {"Seeds": str(n)})
+    return pd.DataFrame(table, columns=[*rows, *columns, *([] if "Seed" in rows else ["Seeds"])]).fillna("–")
+
+
+def results(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:
+    """2D densities, or bits/dim and Fréchet distances of images, by Model or by Model and Seed."""
+    chosen = shown(scores, experiment)
+    chosen = chosen[chosen["measure"].isin(["density", "bits_per_dim", "fid"])]
+    return spread(chosen[chosen["Measure"].isin(HEADINGS.values())], rows, "Measure")
+
+
+def probe_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:
+    """Accuracy of the linear classifier (Figure 4) of each arm, by Labels or by Labels and Seed."""
+    chosen = shown(scores, experiment).query("measure == 'probe' and name == 'accuracy'")
+    return spread(chosen.astype({"Labels": int}).sort_values(rows, kind="stable"), rows, "Model")
+
+
+def trade_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:
+    """Glow after joint training minus before, by Arm or by Arm and Seed: Fréchet distance, and its cost in bits/dim."""
+    flows, changes = scores[(scores["experiment"] == experiment) & (scores["model"] == "flow")], []
+    for arm in [arm for arm in ARMS if arm != "mle" and arm in set(flows["arm"])]:
+        for name in ("frechet_inception_distance", "frechet_distance", "bits_per_dim"):
+            change = paired(*(by_seed(flows, arm=side, name=name) for side in (arm, "mle")))
+            changes += [[ARMS[arm], seed, HEADINGS[name], value] for seed, value in change.items()]
+    return spread(pd.DataFrame(changes, columns=["Arm", "Seed", "Measure", "value"]), rows, "Measure")

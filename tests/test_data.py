@@ -1,0 +1,267 @@
+"""Toy densities are exact, images survive dequantisation, and every bad file is refused with its name."""
+
+import hashlib
+import math
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from fce.data import images, toy
+from fce.data.data import Images
+from fce.params import load
+from fce.pretrain import unit
+from fce.stage import UserError
+
+PARTS = ("train", "validation", "test")
+ARCHIVES = [("svhn", "train_32x32.mat"), ("cifar10", "cifar-10-python.tar.gz")]
+
+
+@pytest.fixture(scope="module", params=["ring", "pinwheel", "spiral"])
+def quadrature(request):
+    """A shipped toy density, the midpoints of a fine grid, their log-densities, and a cell's area."""
+    experiment = load("params.yaml").experiments["full"][request.param]
+    density = toy.density(experiment.data.model_dump())
+    axis = (torch.arange(260, dtype=torch.float64) + 0.5) / 260 * 13 - 6.5
+    points = torch.cartesian_prod(axis, axis)
+    return density, points, density.log_prob(points), (13 / 260) ** 2
+
+
+def test_a_toy_density_integrates_to_one(quadrature):
+    _, _, log_p, cell = quadrature
+    assert (log_p.exp().sum() * cell).item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_toys_samples_have_its_entropy(quadrature):
+    density, _, log_p, cell = quadrature
+    mean = (log_p.exp() * log_p).nansum() * cell
+    drawn = density.log_prob(density.sample(20_000, torch.Generator().manual_seed(1)))
+    assert abs(drawn.mean() - mean) < 4 * drawn.std() / math.sqrt(len(drawn))
+
+
+def test_a_toys_samples_fall_where_it_has_mass(quadrature):
+    density, points, log_p, cell = quadrature
+
+    def histogram(x, weights):
+        square = ((x + 6.5) / 0.65).long().clamp(0, 19)  # 20 x 20 squares, each of 13 x 13 cells
+        return torch.zeros(400, dtype=torch.float64).index_add_(0, square[:, 0] * 20 + square[:, 1], weights)
+
+    n = 50_000
+    mass = histogram(points, log_p.exp() * cell)
+    drawn = histogram(density.sample(n, torch.Generator().manual_seed(2)), torch.ones(n).double()) / n
+    often = mass > 1e-4
+    assert mass[often].sum() > 0.99
+    assert ((drawn - mass)[often].abs() < 5 * (mass[often] / n).sqrt()).all()
+
+
+def test_ring_is_the_mixture_it_says_it_is():
+    angle = 2 * math.pi * torch.arange(8) / 8
+    parts = torch.distributions.MultivariateNormal(
+        2.0 * torch.stack([angle.cos(), angle.sin()], 1).double(), 0.2**2 * torch.eye(2).double())
+    mixture = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.ones(8)), parts)
+    x = 2 * torch.randn(200, 2, dtype=torch.float64)
+    assert torch.allclose(toy.ring(8, 2.0, 0.2).log_prob(x), mixture.log_prob(x), atol=1e-5)
+
+
+def test_a_swirl_is_undone_exactly():
+    density, x = toy.pinwheel(5, 0.3, 0.1, 0.25, 2.0), torch.randn(50, 2, dtype=torch.float64)
+    assert torch.allclose(density.rotate(density.rotate(x, +1), -1), x, atol=1e-12)
+    assert not torch.allclose(density.rotate(x, +1), x, atol=0.1)
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0**-24, 1e-6, 0.5, 1 - 2.0**-24])  # what float32's rand can give
+@pytest.mark.parametrize("levels", [17, 256])
+def test_quantize_undoes_dequantize_whatever_the_noise(levels, noise, monkeypatch):
+    x = torch.arange(levels, dtype=torch.uint8).view(1, 1, 1, levels)
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, noise))
+    dequantized = images.dequantize(x, levels)
+    assert dequantized.abs().max() < 0.5
+    assert torch.equal(images.quantize(dequantized, levels), x)
+
+
+@pytest.mark.parametrize("levels", [17, 256])
+def test_dequantize_spreads_each_level_evenly_over_its_bin(levels):
+    x = torch.randint(0, levels, (20_000,), dtype=torch.uint8)
+    noise = (images.dequantize(x, levels).double() + 0.5) * levels - x
+    assert noise.min() > -1e-3 and noise.max() < 1 + 1e-3
+    assert noise.mean().item() == pytest.approx(0.5, abs=4 / math.sqrt(12 * 20_000))
+    assert noise.var().item() == pytest.approx(1 / 12, abs=0.003)
+
+
+def test_a_generator_fixes_the_noise_and_without_one_it_is_fresh():
+    x = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    seeded = [images.dequantize(x, 256, torch.Generator().manual_seed(5)) for _ in range(2)]
+    assert torch.equal(*seeded)
+    assert not torch.equal(images.dequantize(x, 256), images.dequantize(x, 256))
+
+
+@pytest.mark.parametrize(("levels", "bits"), [(256, 8.0), (17, math.log2(17)), (2, 1.0)])
+def test_the_uniform_density_costs_log2_levels_bits_per_dim(levels, bits):
+    zero = torch.zeros((), dtype=torch.float64)
+    assert images.bits_per_dim(zero, levels, 3072).item() == bits
+    assert images.bits_per_dim(zero + 3072 * math.log(2), levels, 3072).item() == pytest.approx(bits - 1)
+
+
+@pytest.mark.parametrize(("side", "channels", "seen"), [(8, 1, 8), (28, 1, 32), (32, 3, 32), (30, 3, 32)])
+def test_to_images_undoes_to_tensor(side, channels, seen):
+    given = np.random.default_rng(0).integers(1, 256, (3, side, side, channels), dtype=np.uint8)
+    x = images.to_tensor(given)
+    assert x.shape == (3, channels, seen, seen) and x.dtype == torch.uint8
+    assert np.array_equal(images.to_images(x, side), given)
+    assert int((x == 0).sum()) == 3 * channels * (seen**2 - side**2)  # the frame is level 0, and evenly wide
+    assert x[:, :, (seen - side) // 2, (seen - side) // 2].gt(0).all()
+
+
+def test_bits_per_dim_of_padded_images_charge_nothing_for_a_padding_that_is_known(tmp_path):
+    """Of 32^2 pixels 28^2 are the image's; knowing just the frame, density 256 per pixel, costs 8 bits/dim."""
+    part = np.zeros((4, 28, 28, 1), np.uint8)
+    np.savez(tmp_path / "data.npz", train_images=part, test_images=part, validation_images=part, levels=256)
+    data = Images(tmp_path / "data.npz", "cpu")
+    assert data.shape == (1, 32, 32) and data.dims == 784
+    assert unit(data, (32**2 - 28**2) * math.log(256)) == pytest.approx(8.0, abs=1e-9)
+
+
+def test_digits_split_is_stratified_disjoint_and_fixed():
+    section = load("params.yaml").experiments["quick"]["digits"].data.model_dump()
+    arrays = images.load(section)
+    assert [len(arrays[f"{part}_images"]) for part in PARTS] == [1257, 140, 400]
+    everything, labels = load_digits(return_X_y=True)
+    expected = np.bincount(labels) * 400 / 1797
+    assert np.abs(np.bincount(arrays["test_labels"]) - expected).max() < 1  # of each class its share
+    parts = np.concatenate([arrays[f"{part}_images"].reshape(-1, 64) for part in PARTS])
+    assert np.array_equal(everything[np.lexsort(everything.T)], parts[np.lexsort(parts.T)])  # each image once
+    again = images.load(section)
+    assert all(np.array_equal(arrays[name], again[name]) for name in arrays)
+    assert arrays["levels"] == 17 and arrays["train_images"].max() == 16
+
+
+GOOD = {f"{part}_{what}": value for part, n in (("train", 8), ("test", 4)) for what, value in (
+    ("images", np.arange(n * 192, dtype=np.uint32).reshape(n, 8, 8, 3).astype(np.uint8)),
+    ("labels", np.arange(n) % 10))}
+SECTION = {"source": "npz", "file": "own.npz", "levels": 256, "validation": 2, "split_seed": 0}
+
+
+def load_own(tmp_path, monkeypatch, arrays=GOOD, damage=lambda content: content, **section):
+    monkeypatch.setenv("FCE_DATA", str(tmp_path))
+    np.savez(tmp_path / "own.npz", **arrays)
+    content = (tmp_path / "own.npz").read_bytes()
+    (tmp_path / "own.npz").write_bytes(damage(content))
+    return images.load({**SECTION, **section})
+
+
+def test_a_good_npz_is_cut_into_three_parts(tmp_path, monkeypatch):
+    arrays = load_own(tmp_path, monkeypatch)
+    assert [len(arrays[f"{part}_images"]) for part in PARTS] == [6, 2, 4]
+    assert np.array_equal(arrays["test_images"], GOOD["test_images"])
+    together = np.concatenate([arrays["train_images"], arrays["validation_images"]])
+    assert {image.tobytes() for image in together} == {image.tobytes() for image in GOOD["train_images"]}
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"train_images": GOOD["train_images"] / 255}, "train_images: dtype float64"),
+    ({"test_images": GOOD["test_images"][..., 0]}, "test_images: shape"),
+    ({"train_images": GOOD["train_images"][:, :, :7]}, "train_images: shape"),
+    ({"train_images": GOOD["train_images"].transpose(0, 3, 1, 2)}, "train_images: shape"),
+    ({"test_images": np.zeros((4, 16, 16, 3), np.uint8)}, "test_images"),  # not the training images' shape
+    ({"train_labels": np.arange(8) + 3}, "train_labels"),  # holds label 10
+    ({"test_labels": np.arange(4) - 1}, "test_labels"),
+    ({"test_labels": np.arange(4) / 2}, "test_labels"),
+    ({"test_labels": np.arange(3)}, "4 images and 3 labels"),
+    ({"train_labels": np.eye(8, 10, dtype=int)}, "train_labels"),  # one-hot
+    ({"test_labels": np.array(3)}, "test_labels"),
+    ({f"test_{what}": GOOD[f"test_{what}"][:0] for what in ("images", "labels")}, "test_images: 0 images"),
+    ({"train_labels": np.array([{}] * 8, dtype=object)}, "own.npz"),
+    ({"train_images": np.zeros((8, 4, 4, 3), np.uint8)}, "train_images: side 4"),
+])
+def test_a_bad_array_is_refused_by_name(tmp_path, monkeypatch, change, says):
+    with pytest.raises(UserError, match=says):
+        load_own(tmp_path, monkeypatch, GOOD | change)
+
+
+@pytest.mark.parametrize(("section", "says"), [
+    ({"levels": 17}, "grey level 255, but data.levels is 17"),
+    ({"validation": 8}, "data.validation: 8 of only 8"),
+    ({"file": "absent.npz"}, "absent.npz does not exist"),
+])
+def test_a_bad_section_is_refused_by_name(tmp_path, monkeypatch, section, says):
+    with pytest.raises(UserError, match=says):
+        load_own(tmp_path, monkeypatch, **section)
+
+
+@pytest.mark.parametrize("damage", [
+    lambda content: b"", lambda content: content[:2], lambda content: content[:-1], lambda content: b"no archive",
+    lambda content: content[:400] + bytes(400) + content[800:],
+], ids=["empty", "two bytes", "truncated", "text", "overwritten"])
+def test_a_damaged_npz_is_refused_by_name(tmp_path, monkeypatch, damage):
+    with pytest.raises(UserError, match=r"own\.npz"):
+        load_own(tmp_path, monkeypatch, damage=damage)
+
+
+def test_a_missing_array_and_a_bare_array_are_refused_by_name(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"own\.npz: no array 'test_labels'"):
+        load_own(tmp_path, monkeypatch, {key: value for key, value in GOOD.items() if key != "test_labels"})
+    np.save(tmp_path / "bare.npy", GOOD["train_images"])
+    with pytest.raises(UserError, match=r"bare\.npy"):
+        images.load({**SECTION, "file": "bare.npy"})
+
+
+def no_network(*_):
+    raise URLError("no route to host")
+
+
+@pytest.mark.parametrize(("source", "file"), ARCHIVES)
+def test_without_a_network_the_message_says_what_to_put_where(tmp_path, monkeypatch, source, file):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FCE_DATA", raising=False)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", no_network)
+    with pytest.raises(UserError) as caught:
+        images.load({"source": source, "validation": 5000, "split_seed": 0})
+    for part in (file, *images.OFFICIAL[source][file], "FCE_DATA", "no route to host"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(("source", "file"), ARCHIVES)
+def test_a_file_with_a_wrong_checksum_is_refused_and_leaves_nothing(tmp_path, monkeypatch, source, file):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FCE_DATA", str(tmp_path))
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", no_network)
+    (tmp_path / file).write_bytes(b"something else")
+    with pytest.raises(UserError, match=f"{file} has a wrong checksum"):
+        images.load({"source": source, "validation": 5000, "split_seed": 0})
+    assert [path for path in (tmp_path / "build").rglob("*") if path.is_file()] == []
+
+
+def test_a_broken_download_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+    def download(address, root, file, md5):
+        (tmp_path / root / file).write_bytes(b"half of it")
+        raise RuntimeError("File not found or corrupted.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FCE_DATA", raising=False)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
+    with pytest.raises(UserError, match="corrupted"):
+        images.load({"source": "cifar10", "validation": 5000, "split_seed": 0})
+    assert [path for path in (tmp_path / "build").rglob("*") if path.is_file()] == []
+
+
+def test_a_right_file_in_the_users_folder_is_taken_without_a_download(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FCE_DATA", str(tmp_path))
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", no_network)
+    (tmp_path / "file").write_bytes(b"right")
+    (tmp_path / "root").mkdir()
+    images.fetch("file", "http://nowhere", hashlib.md5(b"right").hexdigest(), tmp_path / "root")
+    assert (tmp_path / "root" / "file").read_bytes() == b"right"
+
+
+def test_every_image_comes_once_per_pass(tmp_path):
+    part = np.arange(12, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2)
+    np.savez(tmp_path / "data.npz", train_images=part, train_labels=np.zeros(12), levels=256)
+    data, generator = Images(tmp_path / "data.npz", "cpu"), torch.Generator().manual_seed(0)
+    for _ in range(2):
+        seen = torch.cat([images.quantize(data.batch(4, generator), 256)[:, 0, 0, 0] for _ in range(3)])
+        assert sorted(seen.tolist()) == list(range(12))
+    with pytest.raises(UserError, match="only 12"):
+        data.batch(13, generator)

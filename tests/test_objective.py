@@ -1,0 +1,218 @@
+"""The value function, its constant, its gradient with respect to the flow, and whose turn it is."""
+
+import math
+
+import pytest
+import torch
+from scipy.optimize import brentq
+
+from fce.energy import EnergyModel
+from fce.flow.glow import Gaussian, Glow
+from fce.objective import Switch, accuracy, calibrate, value
+
+SMALLEST = -2 * math.log(2)
+
+
+def test_v_is_minus_two_log_two_at_p_equal_q_and_flat_there():
+    log_p = (3000 * torch.randn(40, dtype=torch.float64)).requires_grad_()
+    v = value(log_p[:20], log_p[:20].detach(), log_p[20:], log_p[20:].detach())
+    assert v.item() == pytest.approx(SMALLEST, abs=1e-12)
+    # where data and samples are the same points, the gradient cancels point by point
+    v = value(log_p, log_p.detach(), log_p, log_p.detach())
+    assert torch.equal(torch.autograd.grad(v, log_p)[0], torch.zeros_like(log_p))
+    assert accuracy(torch.zeros(5), True) == accuracy(torch.zeros(5), False) == 0.5
+
+
+@pytest.mark.parametrize("r", [1e4, -1e4])
+@pytest.mark.parametrize("side", ["data", "gen"])
+def test_v_is_exact_for_huge_log_ratios_in_float32(r, side):
+    log_p, log_q, zero = torch.tensor([r], requires_grad=True), torch.tensor([0.0]), torch.tensor([0.0])
+    v = value(log_p, log_q, zero, zero) if side == "data" else value(zero, zero, log_p, log_q)
+    wrong = r < 0 if side == "data" else r > 0  # a wrong posterior costs |r|, a right one nothing
+    assert v.item() == pytest.approx(-math.log(2) - (1e4 if wrong else 0.0), rel=1e-6)
+    slope = torch.autograd.grad(v, log_p)[0].item()
+    assert slope == (0.0 if not wrong else 1.0 if side == "data" else -1.0)
+
+
+def test_swapping_the_densities_and_the_samples_keeps_v():
+    p_data, q_data, p_gen, q_gen = 10 * torch.randn(4, 50)
+    assert value(p_data, q_data, p_gen, q_gen) == value(q_gen, p_gen, q_data, p_data)
+
+
+def test_v_is_at_most_minus_two_log_two_plus_two_jensen_shannon_and_reaches_it_at_the_true_ratio():
+    counts = torch.tensor([[7, 2, 1, 0], [1, 1, 4, 4]])
+    p, q = counts.double() / 10
+    data, gen = (torch.arange(4).repeat_interleave(row) for row in counts)  # draws of these frequencies
+    middle = (p + q) / 2
+    jensen_shannon = (torch.special.xlogy(p, p / middle) + torch.special.xlogy(q, q / middle)).sum() / 2
+    log_p, log_q = p.log(), q.log()
+    best = value(log_p[data], log_q[data], log_p[gen], log_q[gen])
+    assert best.item() == pytest.approx(SMALLEST + 2 * jensen_shannon.item(), abs=1e-12)
+    for wrong in 0.3 * torch.randn(50, 4, dtype=torch.float64):
+        assert value((log_p + wrong)[data], log_q[data], (log_p + wrong)[gen], log_q[gen]) < best
+
+
+@pytest.mark.parametrize(("r", "real", "share"), [
+    ([2.0, -1.0, 3.0, 4.0], True, 0.75), ([2.0, -1.0, 3.0, 4.0], False, 0.25), ([1.0, 0.0], True, 0.75),
+    ([1.0, 0.0], False, 0.25), ([0.0, 0.0], True, 0.5), ([-1e4], False, 1.0),
+])
+def test_accuracy_counts_a_tie_as_one_half(r, real, share):
+    assert accuracy(torch.tensor(r), real).item() == share
+
+
+@pytest.mark.parametrize(("shift", "sizes"), [(0.0, (300, 300)), (12_000.0, (300, 700)), (-9_000.0, (1, 50))])
+def test_calibrate_is_where_v_is_stationary_in_c(shift, sizes):
+    w_data, w_gen = (shift + mean + 5 * torch.randn(n, dtype=torch.float64)
+                     for n, mean in zip(sizes, (4, -4), strict=True))
+
+    def slope(c):
+        c = torch.tensor(c, dtype=torch.float64, requires_grad=True)
+        zero = torch.zeros((), dtype=torch.float64)
+        return torch.autograd.grad(value(w_data - c, zero, w_gen - c, zero), c)[0].item()
+
+    c = calibrate(w_data, w_gen)
+    assert c == pytest.approx(brentq(slope, shift - 60, shift + 60, xtol=1e-10), abs=1e-8)
+    assert abs(slope(c)) < 1e-10
+    assert calibrate(w_data + 100, w_gen + 100) == pytest.approx(c + 100, abs=1e-8)
+
+
+def gaussian_ratios(dims, n):
+    """w = f - log q for f = -|x|^2 / 2, on data from N(0, I) and on noise from N(1/2, 4/3 I); and log Z."""
+    noise = Gaussian((dims,))
+    noise.mean.fill_(0.5)
+    noise.factor.copy_(math.sqrt(4 / 3) * torch.eye(dims))
+    data, gen = torch.randn(n, dims), noise.sample(n)
+    w_data, w_gen = (-0.5 * x.square().sum(1) - noise.log_prob(x) for x in (data, gen))
+    return w_data, w_gen, 0.5 * dims * math.log(2 * math.pi)
+
+
+def standard_error(w_data, w_gen, c):
+    """Of the root c of mean sigmoid(c - w_data) = mean sigmoid(w_gen - c), by the delta method."""
+    data, gen = torch.sigmoid(c - w_data), torch.sigmoid(w_gen - c)
+    slope = (data * (1 - data)).mean() + (gen * (1 - gen)).mean()
+    return ((data.var() / len(data) + gen.var() / len(gen)).sqrt() / slope).item()
+
+
+@pytest.mark.parametrize("dims", [2, 10])
+def test_contrastive_estimation_recovers_the_log_normaliser(dims):
+    w_data, w_gen, log_z = gaussian_ratios(dims, 20_000)
+    c, zero = torch.zeros((), requires_grad=True), torch.zeros(())
+    optimizer = torch.optim.Adam([c], lr=0.3)
+    for step in range(400):
+        optimizer.param_groups[0]["lr"] = 0.3 * 0.985**step
+        optimizer.zero_grad()
+        (-value(w_data - c, zero, w_gen - c, zero)).backward()
+        optimizer.step()
+    error = standard_error(w_data, w_gen, c.item())
+    assert error < 0.05
+    assert abs(c.item() - log_z) < 3 * error
+    assert calibrate(w_data, w_gen) == pytest.approx(c.item(), abs=0.1 * error)
+
+
+def test_the_constant_of_a_wrong_model_is_not_its_log_normaliser():
+    """f = -|x|^2 / 2, while data and flow agree on variance 1.1: a classifier cannot see that c is wrong."""
+    n, dims, log_z = 20_000, 100, 50 * math.log(2 * math.pi)
+    squares = 1.1 * torch.randn(2, n, dims).square().sum(2)
+    w_data, w_gen = -0.5 * squares + 0.5 * squares / 1.1 + 50 * math.log(2 * math.pi * 1.1)
+    kl = 50 * (0.1 - math.log(1.1))  # of the flow from p
+    importance_sampled = torch.logsumexp(w_gen, 0).item() - math.log(n)
+    assert importance_sampled == pytest.approx(log_z, abs=0.03)
+    assert calibrate(w_data, w_gen) == pytest.approx(log_z - kl, abs=0.05)
+    assert kl > 0.2
+
+
+@pytest.mark.parametrize(("rule", "head_start", "accuracies", "turns"), [
+    ("accuracy", 0, [0.4, 0.4, 0.9, 0.6, 0.4], "eeffe"),  # above 1/2: to the flow; below: back
+    ("accuracy", 0, [0.4] * 6, "eeefee"),  # the EBM's cap of 4, then at once below 1/2
+    ("accuracy", 0, [0.9] * 7, "fffefff"),  # the flow's cap of 3, then at once above 1/2
+    ("accuracy", 0, [0.5] * 8, "eeefffee"),  # a tie ends no turn before its cap
+    ("ratio", 0, [0.9, 0.1] * 5, "eeefffeeee"),
+    ("ratio", 6, [0.9] * 10, "eeeeefffee"),  # the head start comes before the first turn of the flow
+    ("accuracy", 6, [0.9] * 10, "eeeeefffef"),
+])
+def test_the_switch_follows_its_script(rule, head_start, accuracies, turns):
+    switch = Switch(rule, 4, 3, decay=0.0, head_start=head_start)
+    seen = [switch.update(batch_accuracy) for batch_accuracy in accuracies]
+    expected = {"e": "ebm", "f": "flow"}
+    assert seen == [expected[turn] for turn in turns]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.7, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("turn", ["ebm", "flow"])
+def test_ties_never_end_a_turn_before_its_cap(decay, turn):
+    switch = Switch("accuracy", 2000, 2000, decay, turn=turn)
+    assert {switch.update(0.5) for _ in range(1999)} == {turn}
+    assert switch.update(0.5) != turn
+
+
+def test_the_switch_averages_all_accuracies_at_first_and_the_latest_later():
+    switch = Switch("accuracy", 10**6, 10**6, 0.9)
+    for n in range(1, 10):
+        switch.update(0.1 * n)
+        assert switch.average == pytest.approx(0.1 * (n + 1) / 2)
+    before = switch.average
+    for _ in range(3):
+        switch.update(1.0)
+    assert switch.average == pytest.approx(1 - 0.9**3 * (1 - before))
+
+
+def players(coupling):
+    """A tiny flow and EBM in float64, data, and the noise that both differences share."""
+    flow = Glow((1, 4, 4), 2, 2, 4, "conv", coupling, 0.1, "centered").double()
+    flow.initialize(torch.randn(64, 1, 4, 4, dtype=torch.float64))
+    energy = EnergyModel((1, 4, 4), "conv", [4, 8], 0.2).double().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        x, eps = torch.randn(6, 1, 4, 4, dtype=torch.float64), torch.randn(6, 16, dtype=torch.float64)
+        x_gen, log_q_gen = flow.decode(eps)
+        energy.c.fill_(calibrate(energy(x) - flow.log_prob(x), energy(x_gen) - log_q_gen))
+    return flow, energy, x, eps
+
+
+def flow_value(flow, energy, x, eps, cut=""):
+    """V as the flow's update sees it; `cut` takes one path of its gradient away."""
+    x_gen, log_q_gen = flow.decode(eps)
+    log_q = flow.log_prob(x)
+    if cut == "x_gen":
+        x_gen = x_gen.detach()
+    if cut == "log_q_gen":
+        log_q_gen = log_q_gen.detach()
+    if cut == "log_q":
+        log_q = log_q.detach()
+    return value(energy.log_prob(x), log_q, energy.log_prob(x_gen), log_q_gen)
+
+
+def slopes(coupling, cut):
+    """dV/d alpha along random directions, by autograd and by central differences."""
+    flow, energy, x, eps = players(coupling)
+    parameters = list(flow.parameters())
+    gradients = torch.autograd.grad(flow_value(flow, energy, x, eps, cut), parameters)
+    pairs, step = [], 1e-6
+    for _ in range(4):
+        direction = [torch.randn_like(parameter) for parameter in parameters]
+        along = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
+        values = []
+        with torch.no_grad():
+            for move in (step, -2 * step):
+                for parameter, d in zip(parameters, direction, strict=True):
+                    parameter.add_(move * d)
+                values.append(flow_value(flow, energy, x, eps))
+            for parameter, d in zip(parameters, direction, strict=True):
+                parameter.add_(step * d)
+        pairs.append((along.item(), ((values[0] - values[1]) / (2 * step)).item()))
+    return torch.tensor(pairs, dtype=torch.float64).T
+
+
+@pytest.mark.parametrize("coupling", ["additive", "affine"])
+def test_the_flows_gradient_of_v_is_its_finite_difference(coupling):
+    by_autograd, by_differences = slopes(coupling, "")
+    assert by_differences.abs().max() > 0.1
+    assert torch.allclose(by_autograd, by_differences, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("coupling", ["additive", "affine"])
+@pytest.mark.parametrize("cut", ["x_gen", "log_q_gen", "log_q"])
+def test_each_path_of_the_flows_gradient_counts(coupling, cut):
+    by_autograd, by_differences = slopes(coupling, cut)
+    assert (by_autograd - by_differences).abs().max() > 0.01 * by_differences.abs().max()

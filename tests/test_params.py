@@ -1,0 +1,173 @@
+"""params.yaml is refused with the key's name where it is wrong; slices move only what they must; import laws."""
+
+import ast
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from fce.params import ParamsError, load
+from fce.sources import EXEMPT, sources
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = (ROOT / "params.yaml").read_text()
+ROOMS = ("fce", "eval", "reports")
+CODE = [path.relative_to(ROOT).as_posix() for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def load_changed(tmp_path, old="", new=""):
+    """The shipped params.yaml with its first `old` replaced by `new`."""
+    assert old in SHIPPED
+    (tmp_path / "params.yaml").write_text(SHIPPED.replace(old, new, 1))
+    return load(tmp_path / "params.yaml")
+
+
+def test_the_shipped_file_loads_and_holds_the_papers_sizes():
+    params = load(ROOT / "params.yaml")
+    assert set(params.experiments["full"]) == {"ring", "pinwheel", "spiral", "svhn", "cifar10"}
+    assert set(params.experiments["quick"]) == {"ring", "digits"}
+    full = params.experiments["full"]
+    assert [full[name].flow.steps for name in ("ring", "svhn", "cifar10")] == [10, 8, 32]
+    assert [full[name].flow.levels for name in ("ring", "svhn", "cifar10")] == [1, 3, 3]
+    assert full["svhn"].energy.widths == [64, 128, 256]
+    assert full["ring"].arms["joint"].batch == 200 and full["svhn"].arms["joint"].batch == 64
+
+
+def test_later_layers_win_key_by_key(tmp_path):
+    params = load_changed(tmp_path)
+    full, quick = params.experiments["full"]["ring"], params.experiments["quick"]["ring"]
+    assert quick.pretrain.model_dump() == full.pretrain.model_dump() | {"steps": quick.pretrain.steps}
+    assert quick.pretrain.steps < full.pretrain.steps
+    residual, joint = (params.experiments["quick"]["digits"].arms[arm] for arm in ("residual", "joint"))
+    assert (residual.energy, residual.rule, residual.ema) == ("residual", "ratio", joint.ema)
+    assert residual.alarms == joint.alarms and joint.energy == "plain"
+
+
+@pytest.mark.parametrize(("old", "new", "says"), [
+    ("c_lr: 3.0e-3", "c_rl: 3.0e-3", r"experiments\.ring\.arms\.joint\.c_rl: unknown key 'c_rl'.*mean 'c_lr'\?"),
+    ("quick:", "quik:", r"unknown key 'quik'; did you mean 'quick'\?"),
+    ("gaussian-noise:", "gausian-noise:", r"experiments\.ring\.arms: unknown key.*mean 'gaussian-noise'\?"),
+    ("flow_lr: 1.0e-5", "flow_lr: 1e-5", r"joint\.flow_lr: .*got '1e-5'.*1\.0e-4 rather than 1e-4"),
+    ("source: svhn, validation: 5000", "source: svhn, validation: '9'",
+     r"experiments\.svhn\.data\.validation: .*without quotes"),
+    ("source: cifar10, validation: 5000", "source: cifar10, validation: 0",
+     r"experiments\.cifar10\.data\.validation: "),
+    ("ema: 0.99\n", "ema: 0.99\n      ema: 0.98\n", r"params\.yaml, line \d+: key 'ema' is given twice"),
+    ("toy: [ring]", "toy: [rign]", r"quick names the experiment 'rign'.*mean 'ring'\?"),
+    ("overrides: {}", "overrides: {svnh: {}}", r"full names the experiment 'svnh'.*mean 'svhn'\?"),
+    ("      warmup: 50\n", "", r"experiments\.ring\.pretrain\.warmup: the key is missing"),
+    ("  toy: [ring]\n", "", r"quick\.toy: the key is missing"),
+    ("source: ring", "source: rong", r"experiments\.ring\.data: .*'ring', 'pinwheel', 'spiral'"),
+    ("coupling: affine", "coupling: afine", r"experiments\.ring\.flow\.coupling: .*'additive' or 'affine'"),
+    ("      levels: 1\n", "      levels: 2\n", r"experiments\.ring\.flow: layers: fc goes with levels: 1"),
+    ("flow_lr: 1.0e-5", "flow_lr: -1.0", r"joint\.flow_lr: .*greater than 0"),
+    ("full:", "\tfull:", r"params\.yaml is not valid YAML"),
+    ("arms:\n      joint: {flow_lr: 3.0e-4}", "arms:\n      joint: 5", r"experiments\.ring\.arms\.joint"),
+    ("experiments:\n", "experiments:\n  own: {data: ring}\n", r"experiments\.own\.data"),
+    ("experiments:\n", "experiments:\n  own: {}\n", r"experiments\.own\.data: the key is missing"),
+    ("experiments:\n", "experiments:\n  a/b: {}\n", r"experiments\.a/b: .*letters, digits"),
+], ids=lambda text: text.strip()[:24])
+def test_a_mistake_is_refused_with_its_place_and_its_mending(tmp_path, old, new, says):
+    with pytest.raises(ParamsError, match=f"(?s){says}"):
+        load_changed(tmp_path, old, new)
+
+
+def test_a_missing_or_empty_file_is_refused_by_name(tmp_path):
+    with pytest.raises(ParamsError, match="does not exist; run from the repository's root"):
+        load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("")
+    with pytest.raises(ParamsError, match=r"params\.yaml must be a mapping"):
+        load(tmp_path / "params.yaml")
+
+
+def test_parameters_are_frozen(tmp_path):
+    params = load_changed(tmp_path)
+    with pytest.raises(ValueError, match="frozen"):
+        params.experiments["full"]["ring"].flow.steps = 3
+
+
+def written(build):
+    return {path.relative_to(build).as_posix(): path for path in sorted(build.rglob("*.json"))}
+
+
+def test_every_stage_and_arm_has_a_slice_with_its_own_sections(tmp_path):
+    load_changed(tmp_path).write_slices(tmp_path / "build")
+    slices = {name: json.loads(path.read_text()) for name, path in written(tmp_path / "build").items()}
+    assert set(slices["quick/digits/params/joint/residual.json"]) == {"flow", "energy", "joint", "data"}
+    assert set(slices["full/svhn/params/pretrain.json"]) == {"flow", "pretrain", "data"}
+    assert set(slices["full/ring/params/density.json"]) == {"density", "data"}
+    assert "full/ring/params/fid.json" not in slices and "full/svhn/params/density.json" not in slices
+    assert slices["full/cifar10/params/pretrain.json"]["flow"]["steps"] == 32
+
+
+def test_slices_are_rewritten_only_when_they_change(tmp_path):
+    build = tmp_path / "build"
+    load_changed(tmp_path).write_slices(build)
+    files = written(build)
+    for path in files.values():
+        os.utime(path, (1, 1))
+
+    def rewritten():
+        return {name for name, path in files.items() if path.stat().st_mtime != 1}
+
+    load_changed(tmp_path, "full:", "# a comment\nfull:").write_slices(build)
+    assert rewritten() == set()
+    svhn = "  svhn:\n"
+    load_changed(tmp_path, svhn, svhn + "    pretrain: {lr: 2.0e-3}\n").write_slices(build)
+    assert rewritten() == {"full/svhn/params/pretrain.json"}
+    load_changed(tmp_path, svhn, svhn + "    arms: {residual: {ebm_lr: 2.0e-4}}\n").write_slices(build)
+    assert rewritten() == {"full/svhn/params/pretrain.json", "full/svhn/params/joint/residual.json"}
+    assert json.loads(files["full/svhn/params/joint/residual.json"].read_text())["joint"]["ebm_lr"] == 2e-4
+
+
+def test_a_profiles_override_moves_no_other_profile(tmp_path):
+    params, changed = load_changed(tmp_path), load_changed(tmp_path, "steps: 1200", "steps: 1300")
+    assert changed.experiments["quick"]["ring"].pretrain.steps == 1300
+    assert changed.experiments["full"] == params.experiments["full"]
+    assert changed.experiments["quick"]["digits"] == params.experiments["quick"]["digits"]
+
+
+def test_sources_are_what_a_stage_computes_with(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = sources("fce/pretrain.py")
+    assert {"fce/pretrain.py", "fce/flow/glow.py", "fce/flow/layers.py", "fce/data/toy.py"} <= set(found)
+    assert found == sorted(found) and not set(found) & EXEMPT
+    assert "fce/track.py" not in found and "fce/energy.py" not in found
+    assert all((ROOT / path).exists() for path in EXEMPT)
+
+
+def parse(path):
+    return ast.parse((ROOT / path).read_text())
+
+
+def imported(tree):
+    """Every module that a file imports, wherever it does."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "fce.sources does not follow relative imports"
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("path", CODE)
+def test_import_laws(path):
+    room, packages = path.split("/")[0], {name.split(".")[0] for name in imported(parse(path))}
+    forbidden = {"fce": {"eval", "reports"}, "eval": {"reports"}, "reports": set()}[room]
+    assert not packages & forbidden
+    assert "mlflow" not in packages or path == "fce/track.py"
+    assert "yaml" not in packages or room != "fce" or path == "fce/params.py"
+
+
+@pytest.mark.parametrize("path", [path for path in CODE if not path.startswith("reports/")])
+def test_nothing_prints(path):
+    calls = (node.func for node in ast.walk(parse(path)) if isinstance(node, ast.Call))
+    assert "print" not in {function.id for function in calls if isinstance(function, ast.Name)}
+
+
+def test_the_lock_names_no_index():
+    lock = (ROOT / "envs" / "requirements.lock").read_text()
+    assert "://" not in lock and len(re.findall(r"^[\w.-]+==", lock, re.MULTILINE)) > 20
+    assert "--hash=sha256:" in lock
