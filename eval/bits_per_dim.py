@@ -62,7 +62,7 @@ def measure(log_prob: Callable[[Tensor], Tensor], data: Images, part: str, setti
     rows = []
     for _ in range(settings["draws"]):
         parts = [log_prob(dequantize(x, data.levels, generator)) for x in data.images[part].split(settings["batch"])]
-        rows.append(bits_per_dim(torch.cat(parts).double().cpu(), data.levels, data.dims))
+        rows.append(bits_per_dim(torch.cat(parts).double().cpu(), data.levels, data.dims, math.prod(data.shape)))
     return torch.stack(rows)
 
 

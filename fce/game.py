@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fce.data.data import Points, open_data
-from fce.energy import make_energy
+from fce.energy import EnergyModel, make_energy
 from fce.flow.glow import Gaussian, Glow
 from fce.objective import accuracy, calibrate, value
 from fce.optim import lr_factor, make_optimizer, set_lr
@@ -39,7 +39,7 @@ class Game:
         self.learns = self.settings["noise"] == "flow"
         self.ebm_parameters = [p for name, p in self.energy.named_parameters() if name != "c" and p.requires_grad]
         self.ebm_lrs = [self.settings["ebm_lr"], self.settings["c_lr"]]
-        self.ebm_optimizer = torch.optim.Adam([{"params": self.ebm_parameters}, {"params": [self.energy.c]}])
+        self.ebm_optimizer = make_optimizer("adam", [{"params": self.ebm_parameters}, {"params": [self.energy.c]}], 1.0)
         self.flow_optimizer = make_optimizer("adamax", self.noise.parameters(), 1.0) if self.learns else None
         self.ebm_updates = self.flow_updates = self.ebm_clipped = self.flow_clipped = self.dropped = 0
         self.last: dict[str, float] = {}
@@ -138,19 +138,18 @@ class Game:
         assert isinstance(self.noise, Glow)
         x = self.data.batch(self.settings["batch"], self.generator)
         eps = torch.randn(len(x), self.noise.dims).to(x.device)
-        x_gen, log_q_gen = self.noise.decode(eps)
-        keep = finite(x_gen, log_q_gen)
-        if not keep.all():  # a NaN poisons the gradient even where it is masked: decode the others anew
-            self.dropped += int((~keep).sum())
-            x_gen, log_q_gen = self.noise.decode(eps[keep])
-        log_q = self.noise.log_prob(x)
         self.energy.requires_grad_(False)
-        log_p, log_p_gen = self.energy.log_prob(x), self.energy.log_prob(x_gen)
-        v = value(log_p, log_q, log_p_gen, log_q_gen)
+        v, r_data, r_gen = flow_value(self.energy, self.noise, x, eps)
+        if not v.isfinite():  # a NaN poisons the gradient even where it is masked: decode the others anew
+            with torch.no_grad():
+                keep = finite(*self.noise.decode(eps))
+            self.dropped += int((~keep).sum())
+            v, r_data, r_gen = flow_value(self.energy, self.noise, x, eps[keep])
         self.flow_optimizer.zero_grad(set_to_none=True)
         v.backward()
-        self.energy.requires_grad_(True)
-        self.freeze_base()
+        self.energy.c.requires_grad_(True)
+        for parameter in self.ebm_parameters:
+            parameter.requires_grad_(True)
         norm = nn.utils.clip_grad_norm_(self.noise.parameters(), self.settings["flow_clip"])
         self.flow_clipped += bool(norm > self.settings["flow_clip"])
         set_lr(
@@ -162,12 +161,7 @@ class Game:
         self.flow_updates += 1
         self.stock.clear()  # drawn from the flow as it was
         self.ahead = self.settings["ebm_per_round"] if self.settings["rule"] == "ratio" else 1
-        return self.note(v, log_p - log_q, log_p_gen - log_q_gen)
-
-    def freeze_base(self) -> None:
-        base = getattr(self.energy, "base", None)
-        if base is not None:
-            base.requires_grad_(False)
+        return self.note(v, r_data, r_gen)
 
     def factor(self, warmup: int, update: int) -> float:
         return lr_factor(self.settings["decay"], warmup, update, self.ebm_updates / self.settings["ebm_updates"])
@@ -211,6 +205,17 @@ class Game:
             if (scale := self.noise.max_log_scale().item()) > limits["log_scale"]:
                 return f"a log-scale of the flow is {scale:.3g}, over {limits['log_scale']}; lower joint.flow_lr"
         return None
+
+
+def flow_value(energy: EnergyModel, flow: Glow, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """V (eq. 4) with the gradients that the flow needs, and r = log p - log q on data x and on samples g(eps).
+
+    They pass through x~ = g(eps) into f, through log q(x~), which comes with the sample, and through log q(x).
+    """
+    x_gen, log_q_gen = flow.decode(eps)
+    log_q = flow.log_prob(x)
+    log_p, log_p_gen = energy.log_prob(x), energy.log_prob(x_gen)
+    return value(log_p, log_q, log_p_gen, log_q_gen), log_p - log_q, log_p_gen - log_q_gen
 
 
 def finite(x: Tensor, log_q: Tensor) -> Tensor:

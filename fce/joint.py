@@ -61,7 +61,7 @@ def run(job: Job) -> None:
                 )
             kept = contents(game, energy_average, noise_average)
             row = {
-                "ebm_updates": game.ebm_updates,
+                "ebm_updates": settings["warm_start"] + game.ebm_updates,  # regression updates the EBM too
                 "flow_updates": game.flow_updates,
                 **game.last,
                 "c": game.energy.c.item(),

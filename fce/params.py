@@ -96,7 +96,8 @@ def load(path: str | Path = "params.yaml") -> Params:
     """
     path = Path(path)
     try:
-        raw = yaml.load(path.read_text(), UniqueKeyLoader)
+        with open(path) as file:
+            raw = yaml.load(file, UniqueKeyLoader)
     except FileNotFoundError:
         raise ParamsError(f"{path} does not exist; run from the repository's root") from None
     except yaml.YAMLError as error:
@@ -121,7 +122,8 @@ def load(path: str | Path = "params.yaml") -> Params:
         }
     for name, own in raw["experiments"].items():  # entries no profile lists are checked too
         if not any(name in group for group in resolved.values()):
-            source = own.get("data", {}).get("source") if isinstance(own, dict) else None
+            section = own.get("data") if isinstance(own, dict) else None
+            source = section.get("source") if isinstance(section, dict) else None
             resolve(raw, "full", name, "toy" if source in TOY_SOURCES else "images")
     return Params(profiles=profiles, experiments=resolved)
 
@@ -136,6 +138,9 @@ def resolve(raw: dict[str, Any], profile: str, name: str, kind: str) -> Experime
     if not isinstance(shared, dict) or not isinstance(arms, dict):
         raise ParamsError(f"{where}: joint and arms must be mappings")
     require_keys(arms, ARMS[kind], f"{where}.arms")
+    for arm, settings in arms.items():
+        if not isinstance(settings, dict | None):
+            raise ParamsError(f"{where}.arms.{arm} must be a mapping (got {settings!r})")
     whole["arms"] = {arm: merge(shared, settings or {}) for arm, settings in arms.items()}
     experiment: Experiment = check(ToyExperiment if kind == "toy" else ImageExperiment, whole, where)
     return experiment
@@ -163,7 +168,11 @@ def check(model: type[Strict], content: Any, where: str) -> Any:
 
 def explain(error: Any, model: type[Strict], where: str) -> str:
     """One pydantic error as one sentence: where, what, how to mend."""
-    keys = [str(part) for part in error["loc"] if part not in TOY_SOURCES and part not in ("digits", "svhn", "npz")]
+    keys = [
+        str(part)
+        for part in error["loc"]
+        if part not in TOY_SOURCES and part not in ("digits", "svhn", "cifar10", "npz")
+    ]
     place, given = ".".join([where, *keys]), error.get("input")
     if error["type"] == "extra_forbidden":
         return f"{place}: unknown key '{keys[-1]}'{suggestion(keys[-1], field_names(model))}"

@@ -99,7 +99,9 @@ def evaluate(flow: Glow, x: Tensor, batch: int = 500) -> float:
 def unit(data: Points | Images, log_prob: float) -> float:
     """Bits/dim for images, nats for points; lower is better."""
     if isinstance(data, Images):
-        return bits_per_dim(torch.tensor(log_prob, dtype=torch.float64), data.levels, data.dims).item()
+        return bits_per_dim(
+            torch.tensor(log_prob, dtype=torch.float64), data.levels, data.dims, math.prod(data.shape)
+        ).item()
     return -log_prob
 
 

@@ -18,10 +18,10 @@ def sources(module: str) -> list[str]:
     queue = [module]
     while queue:
         path = queue.pop()
-        if path not in found and path not in EXEMPT:
+        if path not in found:
             found.add(path)
             queue.extend(imports(path))
-    return sorted(found)
+    return sorted(found - EXEMPT)
 
 
 @cache

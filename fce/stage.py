@@ -11,7 +11,6 @@ import re
 import shlex
 import sys
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +56,9 @@ class Job:
 
     def seed_for(self, purpose: str) -> int:
         """A seed of its own for each use of chance, from the run's seed and the purpose's name."""
-        return zlib.crc32(f"{self.stage}/{purpose}/{self.tags.get('arm', '')}/{self.seed}".encode())
+        from fce.numerics import seed_of
+
+        return seed_of(self.stage, purpose, self.tags.get("arm", ""), self.seed)
 
     def provenance(self) -> dict[str, Any]:
         """Where an output of this job comes from."""
@@ -144,18 +145,14 @@ def main(
 
 
 def execute(job: Job, run: Callable[[Job], None], threads: int) -> None:
-    import torch
-
+    from fce.numerics import settle
     from fce.track import Run
 
-    if threads:
-        torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # saturated logits give denormal gradients, which CPUs multiply slowly
-    torch.backends.cudnn.allow_tf32 = False  # a log-ratio is a difference of numbers around 1e4
-    torch.manual_seed(job.seed_for("torch"))
+    settle(job.seed_for("torch"), threads)
     tags = job.tags
     name = "/".join(filter(None, (tags.get("experiment"), tags.get("arm"), job.stage, f"seed-{job.seed}")))
-    with Run(job.out.with_suffix(".run.jsonl"), name, tags, job.params) as job.record:
+    record = Run(job.out.with_suffix(".run.jsonl"), name, tags, job.params, job.provenance())
+    with record as job.record:
         run(job)
     log.info("%s: wrote %s in %.1f s", job.stage, job.out, time.time() - job.started)
 

@@ -60,15 +60,16 @@ class Run:
         name: `<experiment>/<stage>/seed-<n>`, flat.
         tags: profile, experiment, stage, seed, arm.
         params: the stage's parameters.
+        provenance: commit, lock, device, hashes of the inputs.
     """
 
-    def __init__(self, path: Path, name: str, tags: dict[str, str], params: dict[str, Any]):
+    def __init__(self, path: Path, name: str, tags: dict[str, str], params: dict[str, Any], provenance: dict[str, Any]):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         path.with_suffix(".sent").unlink(missing_ok=True)
         self.file = open(path, "w", buffering=1)  # noqa: SIM115 - closed in __exit__
         self.started = time.time()
-        self.write(kind="run", name=name, tags=tags, params=flat(params), time=now())
+        self.write(kind="run", name=name, tags=tags, params=flat(params), provenance=provenance, time=now())
         self.over = threading.Event()
         self.mirror = threading.Thread(target=self.keep_sending, daemon=True)
         self.mirror.start()
@@ -159,7 +160,7 @@ def mirror(lines: list[dict[str, Any]], start: int, run_id: str) -> str:
         run = client.create_run(experiment_id, start_time=head["time"], run_name=head["name"], tags=head["tags"])
         run_id = run.info.run_id
         params = [Param(key, value) for key, value in head["params"].items()]
-        tags = [RunTag(f"env.{key}", str(value)) for key, value in environment().items()]
+        tags = [RunTag(f"provenance.{key}", value) for key, value in flat(head["provenance"]).items()]
         client.log_batch(run_id, params=params[:100], tags=tags)
     metrics = [
         Metric(name, float(value), line["time"], line["step"])

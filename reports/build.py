@@ -46,10 +46,7 @@ class Table:
     folded: bool = False
 
 
-@dataclass(frozen=True)
-class Section:
-    title: str
-    blocks: list[Any]  # Text, Table or figures.Figure
+Section = tuple[str, list[Any]]  # a heading, and blocks: Text, Table or figures.Figure
 
 
 def place_of(folder: Path, path: Path) -> dict[str, str]:
@@ -88,7 +85,8 @@ def provenance(folder: Path, files: list[dict[str, Any]]) -> pd.DataFrame:
     rows, ids = [], []
     for path in sorted({*scored, *records}):
         place, file = place_of(folder, path), scored.get(path, {"scores": [], "provenance": {}})
-        origin = {"seconds": wall_time(path), **file["provenance"]}
+        head, seconds = record(path)
+        origin = {**head, "seconds": seconds, **file["provenance"]}
         numbers = [f"{score['model']} {score['name']} {score['labels'] or ''} {score['value']:.6g}"
                    for score in file["scores"]]
         sent = next(path.parent.glob(f"{path.name}.*sent"), None)
@@ -96,22 +94,21 @@ def provenance(folder: Path, files: list[dict[str, Any]]) -> pd.DataFrame:
         rows.append({
             "Experiment": place["experiment"], "Arm": place["arm"], "Seed": place["seed"], "Stage": path.name,
             "Commit": origin.get("commit", "")[:10] + (" + changes" if origin.get("dirty") else ""),
-            "Parameters": origin.get("params", ""),
+            **{key.capitalize(): origin.get(key, "") for key in ("params", "lock", "device", "torch", "seconds")},
             "Inputs": ", ".join(f"{name} {value}" for name, value in origin.get("inputs", {}).items()),
-            "Lock": origin.get("lock", ""), "Device": origin.get("device", ""), "torch": origin.get("torch", ""),
-            "Seconds": origin["seconds"], "MLflow run": sent.read_text().split(" ")[0] if sent else "",
+            "MLflow run": sent.read_text().split(" ")[0] if sent else "",
             "Command": origin.get("command", ""), "Scores": "; ".join(numbers)})
     return pd.DataFrame(rows, index=ids)
 
 
-def wall_time(path: Path) -> float | str:
-    """Seconds between the first and the last line of a stage's record; empty for one that has not ended."""
+def record(path: Path) -> tuple[dict[str, Any], float | str]:
+    """A stage's provenance and its wall time in seconds, from its record; empty for one that has not ended."""
     with suppress(OSError, ValueError, KeyError, IndexError):
         lines = path.with_name(f"{path.name}.run.jsonl").read_text().splitlines()
         first, last = json.loads(lines[0]), json.loads(lines[-1])
         if last["kind"] == "end":
-            return round((last["time"] - first["time"]) / 1000, 1)
-    return ""
+            return first["provenance"], round((last["time"] - first["time"]) / 1000, 1)
+    return {}, ""
 
 
 def content(profile: str, build: Path, out: Path) -> list[Section]:
@@ -139,26 +136,25 @@ def content(profile: str, build: Path, out: Path) -> list[Section]:
         claims, printed, built = judged(pd.concat([scores, *runs]), folder, paper, why)
         verdicts = [verdict for table in (claims, *printed) for verdict in table.frame["Verdict"]]
         counts = ", ".join(f"{n} {verdict}" for verdict in tables.VERDICTS if (n := verdicts.count(verdict)))
-        sections = [
-            Section("What holds", [
-                Text(f"Of {len(verdicts)} claims and printed numbers: {counts}."), claims,
-                Table("criteria", "How each verdict is decided", tables.criteria_table(paper), folded=True)]),
-            Section("Scope", [Text(notes["scope"]), ran]),
-            Section("Methodology", [Text(notes["methodology"])]),
-            Section("Results", [*fits, *samples, *printed, *probe, *built, *training]),
-            Section("Every measure", measured),
-            Section("What was easy", [Text(notes["easy"])]),
-            Section("What was difficult", [Text(notes["difficult"])])]
+        criteria = Table("criteria", "How each verdict is decided", tables.criteria_table(paper), folded=True)
+        sections: list[Section] = [
+            ("What holds", [Text(f"Of {len(verdicts)} claims and printed numbers: {counts}."), claims, criteria]),
+            ("Scope", [Text(notes["scope"]), ran]),
+            ("Methodology", [Text(notes["methodology"])]),
+            ("Results", [*fits, *samples, *printed, *probe, *built, *training]),
+            ("Every measure", measured),
+            ("What was easy", [Text(notes["easy"])]),
+            ("What was difficult", [Text(notes["difficult"])])]
     else:
-        sections = [Section("Results", measured), Section("Figures", [*fits, *samples, *probe, *training]),
-                    Section("Scope", [ran])]
+        sections = [(f"Results of the {profile} profile: not the paper's sizes", measured),
+                    ("Figures", [*fits, *samples, *probe, *training]), ("Scope", [ran])]
     if failed:
         frame = pd.DataFrame(failed).rename(columns=str.capitalize)
-        sections.append(Section("Failures", [Table("failures", "Stages that failed", frame)]))
+        sections.append(("Failures", [Table("failures", "Stages that failed", frame)]))
     again = "snakemake --cores 8" if profile == "full" else "snakemake --cores 2 quick"
     page = f"python -m reports.build --profile {profile} --build {build} --out {out / 'index.html'}"
-    return [*sections, Section("Provenance", provenance_blocks(origins)),
-            Section("How to rerun", [Text(f"{again}    # everything\n{page}    # this page", "code")])]
+    return [*sections, ("Provenance", provenance_blocks(origins)),
+            ("How to rerun", [Text(f"{again}    # everything\n{page}    # this page", "code")])]
 
 
 def read_paper() -> dict[str, Any]:
@@ -244,9 +240,9 @@ def markdown_table(frame: pd.DataFrame) -> str:
 def markdown(sections: list[Section]) -> str:
     """The report's Markdown twin; provenance stays in its CSV."""
     parts = []
-    for section in sections:
-        parts.append(f"## {section.title}")
-        for block in section.blocks:
+    for heading, blocks in sections:
+        parts.append(f"## {heading}")
+        for block in blocks:
             if isinstance(block, Table):
                 body = f"See {block.name}.csv." if block.name == "provenance" else markdown_table(block.frame)
                 parts += [f"**{block.title}**", body, block.note]
@@ -271,7 +267,7 @@ def render(profile: str, build: Path, page: Path) -> None:
     html = environment.get_template("template.html.j2").make_module(
         {"title": title, "url": paper["url"], "profile": profile, "sections": sections, "verdicts": tables.VERDICTS})
     fragment = html.__dict__["table"]  # the template's macro
-    for table in [block for section in sections for block in section.blocks if isinstance(block, Table)]:
+    for table in [block for _, blocks in sections for block in blocks if isinstance(block, Table)]:
         write(out / f"{table.name}.csv", table.frame.map(plain).to_csv(index=False).encode())
         if table.name.startswith("table"):  # the paper's, as fragments for other pages
             write(out / f"{table.name}.md", markdown_table(table.frame).encode())

@@ -81,8 +81,8 @@ def lines(ax: Axes, data: pd.DataFrame, x: str, y: str, **style: Any) -> None:
 def densities(folder: Path, experiments: list[str], scores: pd.DataFrame, out: Path, why: Reason) -> Figure:
     """Figure 1: points, the true density, Glow (MLE), Glow and EBM trained jointly from a random start."""
     name, title = "figure1", "Figure 1. Densities learned from 2D data"
-    seeds = {experiment: first_seed(folder / experiment, ("mle/density.npz", "joint-from-random/density.npz"))
-             for experiment in experiments}
+    files = ("../data.npz", "mle/density.npz", "joint-from-random/density.npz")
+    seeds = {experiment: first_seed(folder / experiment, files) for experiment in experiments}
     drawn = [experiment for experiment, seed in seeds.items() if seed is not None]
     left_out = "; ".join(f"{e} {why(e, 'joint-from-random', 'density')}" for e in experiments if e not in drawn)
     if not drawn:
@@ -141,18 +141,18 @@ def errors(folder: Path, experiments: list[str], out: Path, why: Reason) -> Figu
     columns = ["experiment", "arm", "seed", "ebm_updates", "flow_updates", "mse_raw", "mse_ema", "mse_ema_normalised"]
     save(canvas, out, name, data[columns], folder.name)
     return Figure(name, title, "Held-out points, averaged weights, learned c; mean over seeds, band from the lowest to "
-                               "the highest. The paper draws the mixture of Gaussians (our ring) only. Flow updates are "
-                               "not on the axis: figure2.csv counts them.")
+                               "the highest. The paper draws the mixture of Gaussians (our ring) only. Flow updates "
+                               "are not on the axis: figure2.csv counts them.")
 
 
 def samples(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
     """Figures 3, 5 and 6: images of the test part, of Glow (MLE) and of Glow (ours)."""
     name, title = f"samples-{experiment}", f"{SAMPLES.get(experiment, '')}Samples, {DATA.get(experiment, experiment)}"
-    seed = first_seed(folder / experiment, ("mle/samples.npz", "joint/samples.npz"))
+    files = ("../data.npz", "mle/samples.npz", "joint/samples.npz")
+    seed = first_seed(folder / experiment, files)
     if seed is None:
         return Figure(name, title, "", why(experiment, "joint", "sample"))
-    data, mle, ours = (np.load(folder / experiment / file) for file in
-                       ("data.npz", f"seed-{seed}/mle/samples.npz", f"seed-{seed}/joint/samples.npz"))
+    data, mle, ours = (np.load(folder / experiment / f"seed-{seed}" / file) for file in files)
     panels = {"Data": data["test_images"], "Glow (MLE)": mle["images"], "Glow (ours)": ours["images"]}
     canvas, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.5), gridspec_kw={"wspace": 0.06, **FILL})
     for ax, (label, images) in zip(axes, panels.items(), strict=True):
@@ -164,7 +164,7 @@ def samples(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
         ax.set(title=label, xticks=[], yticks=[])
         sns.despine(ax=ax, left=True, bottom=True)
     save(canvas, out, name, None, folder.name)
-    return Figure(name, title, f"The first {GRID**2} images of each, seed {seed}, temperature 1; none was chosen.")
+    return Figure(name, title, f"The first {GRID**2} images of each, seed {seed}; none was chosen.")
 
 
 def probe(folder: Path, experiments: list[str], scores: pd.DataFrame, out: Path, why: Reason) -> Figure:
@@ -203,7 +203,6 @@ def training(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
     lines(axes[2], joint, "ebm_updates", "accuracy_gen", linestyle=":", errorbar=None)
     axes[2].set(title="accuracy (dotted: samples)", xlabel="EBM updates", ylabel="", ylim=(0, 1))
     legend(canvas, axes[1:2])
-    canvas.tight_layout()
     save(canvas, out, name, joint, folder.name)
     return Figure(name, title, "")
 

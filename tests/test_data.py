@@ -115,7 +115,7 @@ def test_to_images_undoes_to_tensor(side, channels, seen):
 
 
 def test_bits_per_dim_of_padded_images_charge_nothing_for_a_padding_that_is_known(tmp_path):
-    """Of 32^2 pixels 28^2 are the image's; knowing just the frame, density 256 per pixel, costs 8 bits/dim."""
+    """Of 32^2 pixels 28^2 are the image's; to know just the frame, density 256 per pixel, costs 8 bits."""
     part = np.zeros((4, 28, 28, 1), np.uint8)
     np.savez(tmp_path / "data.npz", train_images=part, test_images=part, validation_images=part, levels=256)
     data = Images(tmp_path / "data.npz", "cpu")
@@ -191,7 +191,7 @@ def test_a_bad_section_is_refused_by_name(tmp_path, monkeypatch, section, says):
 
 
 @pytest.mark.parametrize("damage", [
-    lambda content: b"", lambda content: content[:2], lambda content: content[:-1], lambda content: b"no archive",
+    lambda content: b"", lambda content: content[:2], lambda content: content[:-1], lambda content: b"text",
     lambda content: content[:400] + bytes(400) + content[800:],
 ], ids=["empty", "two bytes", "truncated", "text", "overwritten"])
 def test_a_damaged_npz_is_refused_by_name(tmp_path, monkeypatch, damage):

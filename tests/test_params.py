@@ -1,4 +1,4 @@
-"""params.yaml is refused with the key's name where it is wrong; slices move only what they must; import laws."""
+"""A wrong params.yaml is refused with the key's name; slices move only what they must; import laws hold."""
 
 import ast
 import json
@@ -45,31 +45,35 @@ def test_later_layers_win_key_by_key(tmp_path):
     assert residual.alarms == joint.alarms and joint.energy == "plain"
 
 
-@pytest.mark.parametrize(("old", "new", "says"), [
-    ("c_lr: 3.0e-3", "c_rl: 3.0e-3", r"experiments\.ring\.arms\.joint\.c_rl: unknown key 'c_rl'.*mean 'c_lr'\?"),
-    ("quick:", "quik:", r"unknown key 'quik'; did you mean 'quick'\?"),
-    ("gaussian-noise:", "gausian-noise:", r"experiments\.ring\.arms: unknown key.*mean 'gaussian-noise'\?"),
-    ("flow_lr: 1.0e-5", "flow_lr: 1e-5", r"joint\.flow_lr: .*got '1e-5'.*1\.0e-4 rather than 1e-4"),
-    ("source: svhn, validation: 5000", "source: svhn, validation: '9'",
-     r"experiments\.svhn\.data\.validation: .*without quotes"),
-    ("source: cifar10, validation: 5000", "source: cifar10, validation: 0",
-     r"experiments\.cifar10\.data\.validation: "),
-    ("ema: 0.99\n", "ema: 0.99\n      ema: 0.98\n", r"params\.yaml, line \d+: key 'ema' is given twice"),
-    ("toy: [ring]", "toy: [rign]", r"quick names the experiment 'rign'.*mean 'ring'\?"),
-    ("overrides: {}", "overrides: {svnh: {}}", r"full names the experiment 'svnh'.*mean 'svhn'\?"),
-    ("      warmup: 50\n", "", r"experiments\.ring\.pretrain\.warmup: the key is missing"),
-    ("  toy: [ring]\n", "", r"quick\.toy: the key is missing"),
-    ("source: ring", "source: rong", r"experiments\.ring\.data: .*'ring', 'pinwheel', 'spiral'"),
-    ("coupling: affine", "coupling: afine", r"experiments\.ring\.flow\.coupling: .*'additive' or 'affine'"),
-    ("      levels: 1\n", "      levels: 2\n", r"experiments\.ring\.flow: layers: fc goes with levels: 1"),
-    ("flow_lr: 1.0e-5", "flow_lr: -1.0", r"joint\.flow_lr: .*greater than 0"),
-    ("full:", "\tfull:", r"params\.yaml is not valid YAML"),
-    ("arms:\n      joint: {flow_lr: 3.0e-4}", "arms:\n      joint: 5", r"experiments\.ring\.arms\.joint"),
-    ("experiments:\n", "experiments:\n  own: {data: ring}\n", r"experiments\.own\.data"),
-    ("experiments:\n", "experiments:\n  own: {}\n", r"experiments\.own\.data: the key is missing"),
-    ("experiments:\n", "experiments:\n  a/b: {}\n", r"experiments\.a/b: .*letters, digits"),
-], ids=lambda text: text.strip()[:24])
-def test_a_mistake_is_refused_with_its_place_and_its_mending(tmp_path, old, new, says):
+MISTAKES = {  # name: old text, new text, what the message must say
+    "unknown key": ("c_lr: 3.0e-3", "c_rl: 3.0e-3", r"\.ring\.arms\.joint\.c_rl: unknown key.*mean 'c_lr'\?"),
+    "unknown profile": ("quick:", "quik:", r"unknown key 'quik'; did you mean 'quick'\?"),
+    "unknown arm": ("gaussian-noise:", "gausian-noise:", r"ring\.arms: unknown key.*mean 'gaussian-noise'"),
+    "unknown experiment": ("toy: [ring]", "toy: [rign]", r"quick names the experiment 'rign'.*mean 'ring'\?"),
+    "unknown override": ("overrides: {}", "overrides: {svnh: {}}", r"full names .* 'svnh'.*'svhn'"),
+    "unknown source": ("source: ring", "source: rong", r"\.ring\.data: .*'ring', 'pinwheel', 'spiral'"),
+    "unknown choice": ("coupling: affine", "coupling: afine", r"\.flow\.coupling: .*'additive' or 'affine'"),
+    "text for a rate": ("flow_lr: 1.0e-5", "flow_lr: 1e-5", r"flow_lr: .*got '1e-5'.*rather than 1e-4"),
+    "text for a count": ("source: svhn, validation: 5000", "source: svhn, validation: '9'",
+                         r"experiments\.svhn\.data\.validation: .*without quotes"),
+    "zero": ("source: cifar10, validation: 5000", "source: cifar10, validation: 0",
+             r"experiments\.cifar10\.data\.validation: "),
+    "negative": ("flow_lr: 1.0e-5", "flow_lr: -1.0", r"joint\.flow_lr: .*greater than 0"),
+    "a key twice": ("full:", "full: {}\nfull:", r"params\.yaml, line \d+: key 'full' is given twice"),
+    "a missing key": ("      warmup: 50\n", "", r"experiments\.ring\.pretrain\.warmup: the key is missing"),
+    "a missing list": ("  toy: [ring]\n", "", r"quick\.toy: the key is missing"),
+    "what does not fit": ("      levels: 1\n", "      levels: 2\n", r"ring\.flow: .*fc goes with levels: 1"),
+    "no YAML": ("full:", "\tfull:", r"params\.yaml is not valid YAML"),
+    "a number for an arm": ("{noise: frozen-flow}", "5", r"experiments\.ring\.arms\.frozen-flow"),
+    "a word for data": ("experiments:\n", "experiments:\n  own: {data: ring}\n", r"experiments\.own\.data"),
+    "no data": ("experiments:\n", "experiments:\n  own: {}\n", r"experiments\.own\.data: the key is missing"),
+    "a path for a name": ("experiments:\n", "experiments:\n  a/b: {}\n", r"experiments\.a/b: .*letters"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_refused_with_its_place_and_its_mending(tmp_path, name):
+    old, new, says = MISTAKES[name]
     with pytest.raises(ParamsError, match=f"(?s){says}"):
         load_changed(tmp_path, old, new)
 

@@ -8,6 +8,8 @@ coordinates are x = (k + u) / levels - 1/2 with u uniform on [0, 1), for grey le
 import math
 import os
 import shutil
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ OFFICIAL = {  # file: (address, md5); the archives the paper's data sets are pub
     },
 }
 SIZES = {"svhn": (73_257, 26_032), "cifar10": (50_000, 10_000)}
-EDGE = 1e-6  # dequantised values keep this far from the box's walls, where a logit is infinite
+EDGE = 1e-4  # the noise keeps this far from its bin's walls, so that float32 cannot round it into the next bin
 
 
 def load(data: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -137,12 +139,15 @@ def find_npz(file: str) -> Path:
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     keys = ("train_images", "train_labels", "test_images", "test_labels")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise UserError(f"{path} holds one bare array, but an npz file with {', '.join(keys)} is needed")
+        with file:
             missing = [key for key in keys if key not in file.files]
             if missing:
                 raise UserError(f"{path}: no array '{missing[0]}'; it has {', '.join(file.files)}")
             return {key: file[key] for key in keys}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is not a readable npz file: {error}") from None
 
 
@@ -155,6 +160,10 @@ def check(arrays: dict[str, np.ndarray], levels: int, source: str) -> None:
             raise UserError(f"{where}: dtype {images.dtype}, but grey levels are uint8; convert with .astype('uint8')")
         if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] not in (1, 3):
             raise UserError(f"{where}: shape {images.shape}, but square images [N, H, W, 1 or 3] are needed")
+        if images.shape[1:] != arrays["train_images"].shape[1:]:
+            raise UserError(f"{where}: shape {images.shape}, but train_images have {arrays['train_images'].shape}")
+        if labels.ndim != 1:
+            raise UserError(f"{source}, {part}_labels: shape {labels.shape}, but one label per image is needed")
         if len(images) == 0 or len(images) != len(labels):
             raise UserError(f"{where}: {len(images)} images and {len(labels)} labels")
         if images.max() >= levels:
@@ -204,8 +213,8 @@ def to_images(x: Tensor, side: int) -> np.ndarray:
 def dequantize(images: Tensor, levels: int, generator: torch.Generator | None = None) -> Tensor:
     """Model coordinates x in (-1/2, 1/2) from uint8 images, with fresh uniform noise."""
     noise = torch.rand(images.shape, generator=generator, device=generator.device if generator else images.device)
-    noise = noise.to(images.device)
-    return ((images + noise) / levels).clamp(EDGE, 1 - EDGE) - 0.5
+    noise = noise.to(images.device).clamp(EDGE, 1 - EDGE)
+    return (images + noise) / levels - 0.5
 
 
 def quantize(x: Tensor, levels: int) -> Tensor:
@@ -213,6 +222,9 @@ def quantize(x: Tensor, levels: int) -> Tensor:
     return ((x + 0.5) * levels).floor().clamp(0, levels - 1).to(torch.uint8)
 
 
-def bits_per_dim(log_prob: Tensor, levels: int, dims: int) -> Tensor:
-    """Bits per dimension from log-densities in nats of dequantised x in [-1/2, 1/2): Theis et al., eq. 8."""
-    return math.log2(levels) - log_prob / (dims * math.log(2))
+def bits_per_dim(log_prob: Tensor, levels: int, dims: int, seen: int | None = None) -> Tensor:
+    """Bits per dimension from log-densities in nats of dequantised x in [-1/2, 1/2): Theis et al., eq. 8.
+
+    Where padding adds to an image's `dims` dimensions, the density is over `seen` of them, and so is its code.
+    """
+    return ((seen or dims) * math.log2(levels) - log_prob / math.log(2)) / dims

@@ -1,0 +1,243 @@
+"""The report: verdicts by the rules of paper.yaml, quick numbers kept out, and a page for whatever there is."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eval.score import Score, ScoreFile
+from fce import params
+from fce.stage import UserError
+from reports import build, tables
+
+PAPER = build.read_paper()
+TABLE1, TABLE2 = PAPER["values"]
+COMMAND = "python -m eval.fid <script>alert(1)</script>"
+
+
+def put(root: Path, profile: str, experiment: str, arm: str, measure: str, values: dict[int, float], **score) -> None:
+    """Score files, one for each seed, with a record beside each."""
+    for seed, value in values.items():
+        path = root / profile / experiment / f"seed-{seed}" / arm / f"{measure}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = ScoreFile(measure=measure, profile=profile, experiment=experiment, seed=seed, arm=arm,
+                            scores=[Score(value=value, unit="", n=1, protocol="made up", **score)],
+                            provenance={"command": COMMAND, "seconds": 2})
+        path.write_text(json.dumps(content.model_dump(mode="json")))
+        path.with_suffix(".run.jsonl").write_text('{"kind": "run", "time": 0}\n{"kind": "end", "time": 3000}\n')
+        path.with_suffix(".run.sent").write_text("run-id-of-mlflow 2")
+
+
+def fids(root: Path, profile: str = "full") -> None:
+    """Made-up FIDs of SVHN: Glow (MLE) as printed, Glow (ours) too good."""
+    score = {"name": "frechet_inception_distance", "model": "flow"}
+    put(root, profile, "svhn", "mle", "fid", {0: 41.0, 1: 42.0, 2: 42.2}, **score)
+    put(root, profile, "svhn", "joint", "fid", {0: 9.0, 1: 9.4, 2: 9.1}, **score)
+
+
+def scores_of(root: Path, profile: str = "full") -> pd.DataFrame:
+    return tables.score_table(tables.score_files(root / profile))
+
+
+def why(experiment: str, arm: str, measure: str) -> str:
+    return "not run yet"
+
+
+def page(root: Path, profile: str) -> str:
+    """The rendered page, read back."""
+    out = root / "report" / "index.html"
+    assert build.main(["--profile", profile, "--build", str(root), "--out", str(out)]) == 0
+    return out.read_text()
+
+
+def test_interval_is_students():
+    mean, half = tables.interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert half == pytest.approx(4.302653 * 1.0 / math.sqrt(3), rel=1e-6)  # t of 2 degrees of freedom, by a table
+    assert math.isnan(tables.interval([1.0])[1])
+
+
+@pytest.mark.parametrize(("values", "verdict"), [
+    ([], "not run"),
+    ([10.0], "undetermined"),  # one seed has no interval
+    ([9.9, 10.0, 10.1], "reproduced"),
+    ([11.4, 11.5, 11.6], "near"),
+    ([12.4, 12.5, 12.6], "not reproduced"),
+    ([9.0, 10.0, 11.0], "undetermined"),  # half-width 2.5
+    ([10.0, 10.0, math.inf], "undetermined"),
+    ([10.0, 10.0, math.nan], "undetermined"),
+])
+def test_verdict_on_a_number(values, verdict):
+    assert tables.value_verdict(values, paper=10.0, tolerance=1.0) == verdict
+
+
+@pytest.mark.parametrize(("differences", "verdict"), [
+    ([], "not run"),
+    ([0.1], "undetermined"),
+    ([0.09, 0.10, 0.11], "reproduced"),
+    ([-0.1, -0.11, -0.09], "not reproduced"),
+    ([0.30, 0.31, 0.32], "not reproduced"),  # above is not "slightly above"
+    ([0.0, 0.1, 0.2], "undetermined"),
+    ([0.1, 0.1, math.nan], "undetermined"),
+])
+def test_verdict_on_an_ordering(differences, verdict):
+    assert tables.ordering_verdict(differences, low=0.0, high=0.2) == verdict
+
+
+def test_differences_are_paired_and_keep_a_diverged_seed():
+    first, second = pd.Series({0: 1.0, 1: math.nan, 3: 5.0}), pd.Series({0: 3.0, 1: 1.0, 2: 9.0})
+    assert list(tables.paired(first, second).index) == [0, 1]
+    assert math.isnan(tables.paired(first, second)[1])
+
+
+def test_paper_tables_show_paper_ours_and_verdict(tmp_path):
+    fids(tmp_path)
+    table = tables.printed_table(scores_of(tmp_path), TABLE1, why).set_index(["Data", "Model"])
+    mle = table.loc[("SVHN", "Glow (MLE)")]
+    assert mle[["Paper", "Ours", "Verdict"]].tolist() == ["41.70", "41.7 ± 1.6", "reproduced"]
+    assert table.loc[("SVHN", "Glow (ours)"), "Verdict"] == "not reproduced"
+    assert table.loc[("SVHN", "DCGAN"), "Verdict"] == "not run"
+    missing = table.loc[("CIFAR-10", "Glow (MLE)")]
+    assert missing[["Ours", "Verdict", "Note"]].tolist() == ["–", "not run", "not run yet"]
+    claims = tables.claims_table(scores_of(tmp_path), PAPER["claims"], why).set_index(["Claim", "Data"])
+    assert claims.loc[("Joint training lowers Glow's FID", "SVHN"), "Verdict"] == "reproduced"
+
+
+def test_ebm_likelihood_is_never_confirmed(tmp_path):
+    for arm, model, value in (("mle", "flow", 2.17), ("joint", "ebm", 2.15)):
+        seeds = {0: value, 1: value + 1e-3}
+        put(tmp_path, "full", "svhn", arm, "bits_per_dim", seeds, name="bits_per_dim", model=model)
+    table = tables.printed_table(scores_of(tmp_path), TABLE2, why).set_index(["Data", "Model"])
+    assert table.loc[("SVHN", "EBM (ours)"), "Verdict"] == "unverified"
+    claims = tables.claims_table(scores_of(tmp_path), PAPER["claims"], why)
+    assert set(claims.loc[claims["Claim"].str.contains("EBM's bits/dim"), "Verdict"]) == {"unverified", "not run"}
+
+
+def test_label_counts_are_averaged_and_convergence_is_counted(tmp_path):
+    put(tmp_path, "full", "svhn", "joint", "probe", {0: 0.5}, name="accuracy", model="features", labels=50)
+    scores = pd.concat([scores_of(tmp_path), scores_of(tmp_path).assign(labels=100, value=0.7)])
+    assert tables.by_seed(scores, arm="joint", name="accuracy").tolist() == [0.6]
+    runs = pd.DataFrame({"seed": 0, "arm": ["joint"] * 3 + ["gaussian-noise"] * 3, "ebm_updates": [50, 100, 150] * 2,
+                         "mse_ema": [1.0, 0.19, 0.3, 1.0, 0.5, 0.4]})
+    assert set(tables.convergence(runs, "full", "ring")["value"]) == {100.0, 150.0}  # never: the whole budget
+
+
+def test_quick_numbers_are_refused_by_the_papers_tables(tmp_path):
+    fids(tmp_path, "quick")
+    scores = scores_of(tmp_path, "quick")
+    for refuse in (lambda: tables.printed_table(scores, TABLE1, why),
+                   lambda: tables.claims_table(scores, PAPER["claims"], why),
+                   lambda: tables.architecture_table(tmp_path / "quick", PAPER["architectures"][0])):
+        with pytest.raises(ValueError, match="not of the paper's sizes"):
+            refuse()
+
+
+def test_quick_files_in_the_full_folder_are_refused(tmp_path, capsys):
+    fids(tmp_path, "quick")
+    (tmp_path / "quick").rename(tmp_path / "full")
+    with pytest.raises(UserError, match="moved"):
+        scores_of(tmp_path)
+    assert build.main(["--profile", "full", "--build", str(tmp_path), "--out", str(tmp_path / "x.html")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_broken_score_file_is_named(tmp_path):
+    fids(tmp_path)
+    broken = tmp_path / "full" / "svhn" / "seed-0" / "mle" / "fid.json"
+    broken.write_text("{")
+    with pytest.raises(UserError, match=re.escape(str(broken))):
+        scores_of(tmp_path)
+
+
+@pytest.mark.parametrize("profile", ["full", "quick"])
+def test_nothing_yet_still_makes_a_page(tmp_path, profile, capsys):
+    html = page(tmp_path, profile)
+    assert capsys.readouterr().out == f"{tmp_path}/report/index.html\n"
+    assert "not run yet" in html and "<img" not in html
+    assert "not run yet" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_missing_numbers_say_why_from_the_furthest_upstream_log(tmp_path):
+    fids(tmp_path)
+    logs = {"full/cifar10/data.log": "no <b>archive</b>", "full/cifar10/seed-0/pretrain.log": "later",
+            "full/svhn/seed-0/residual/joint.log": "diverged", "downloads/weights.log": "no Inception"}
+    for log, message in logs.items():
+        (tmp_path / log).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / log).write_text(f"12:00:00 INFO hello\nerror: {message}\n")
+    failed = build.failures(tmp_path / "full")
+    assert build.why_missing(failed, "cifar10", "joint", "fid") == "not run: data failed: no <b>archive</b>"
+    assert build.why_missing(failed, "svhn", "residual", "probe") == "not run: joint failed: diverged"
+    assert build.why_missing(failed, "svhn", "joint", "fid") == "not run: weights failed: no Inception"
+    assert build.why_missing(failed, "svhn", "joint", "bits_per_dim") == "not run yet"
+    html = page(tmp_path, "full")
+    assert "data failed: no &lt;b&gt;archive&lt;/b&gt;" in html and "no <b>" not in html
+    assert "41.7 ± 1.6" in html
+
+
+def test_the_page_stands_alone_and_escapes(tmp_path):
+    fids(tmp_path)
+    html = page(tmp_path, "full")
+    assert not re.findall(r"<(?:script|link|iframe|object|embed)\b|@import|url\(", html)
+    assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)"', html))
+    assert "&lt;script&gt;alert(1)" in html
+    assert "run-id-of-mlflow" in html
+    ids = set(re.findall(r'id="([^"]*)"', html))
+    seeds = set(re.findall(r'href="#([^"]*)"', html))
+    assert "svhn-joint-fid-2" in seeds and seeds <= ids
+
+
+def test_watermark_in_quick_only(tmp_path):
+    for profile, experiment in (("quick", "digits"), ("full", "svhn")):
+        put(tmp_path, profile, experiment, "joint", "probe", {0: 0.5}, name="accuracy", model="features", labels=50)
+        html, svg = page(tmp_path, profile), (tmp_path / "report" / "figure4.svg").read_text()
+        assert ("quick profile" in svg) == ('class="watermark"' in html) == ("not the paper's sizes" in html) == (
+            profile == "quick")
+        assert ("Table 1" in html) == (profile == "full")
+
+
+def test_figures_are_drawn_from_what_the_stages_write(tmp_path):
+    grids = {"axis": np.linspace(-1, 1, 4), **dict.fromkeys(("truth", "flow", "ebm"), np.zeros((4, 4)))}
+    ring, digits = tmp_path / "quick" / "ring", tmp_path / "quick" / "digits"
+    for arm in ("mle", "joint-from-random"):
+        put(tmp_path, "quick", "ring", arm, "density", {1: -1.5}, name="log_likelihood", model="flow")
+        np.savez(ring / "seed-1" / arm / "density.npz", **grids)
+    np.savez(ring / "data.npz", test=np.ones((5, 2)))
+    for arm in ("mle", "joint"):
+        (digits / "seed-0" / arm).mkdir(parents=True)
+        np.savez(digits / "seed-0" / arm / "samples.npz", images=np.ones((70, 8, 8, 1), np.uint8), levels=17)
+    np.savez(digits / "data.npz", test_images=np.ones((3, 8, 8, 1), np.uint8))
+    row = {"value": -1.4, "accuracy_data": 0.5, "accuracy_gen": 0.5, "flow_updates": 1, "mse_raw": 1.0, "mse_ema": 1.0,
+           "mse_ema_normalised": 1.0}
+    joint = pd.DataFrame([{"ebm_updates": n, **row} for n in (50, 100)])
+    joint.to_csv(ring / "seed-1" / "joint-from-random" / "joint.csv")
+    pd.DataFrame([{"step": n, "validation": 2.0} for n in (1, 2)]).to_csv(ring / "seed-1" / "pretrain.csv")
+    html = page(tmp_path, "quick")
+    for name in ("figure1", "figure2", "samples-digits", "training-ring"):
+        assert (tmp_path / "report" / f"{name}.svg").exists() and (tmp_path / "report" / f"{name}.png").exists(), name
+    assert pd.read_csv(tmp_path / "report" / "figure1.csv")["log_likelihood"].notna().sum() == 2
+    assert html.count("<img") == 4
+    assert "Figure 4. Accuracy of a linear classifier on the EBM&#39;s features</strong><br>not run yet" in html
+
+
+def test_every_judged_entry_names_a_score_that_can_exist():
+    full = params.load(build.HERE.parent / "params.yaml").profiles["full"]
+    entries = [{**table, **cell, "experiments": [cell["experiment"]], "first": cell} for table in PAPER["values"]
+               for cell in table["cells"]] + PAPER["claims"]
+    arms = {"mle", "random-init", *params.ARMS["toy"], *params.ARMS["images"]}
+    for entry in entries:
+        assert entry["reason"] and entry["protocol"] and entry["where"]
+        assert set(entry["experiments"]) <= {*full.toy, *full.images}
+        assert "not_run" in entry or {entry["first"]["arm"], entry.get("second", entry["first"])["arm"]} <= arms
+    printed = [cell["paper"] for table in PAPER["values"] for cell in table["cells"]]
+    assert printed == [21.40, 41.70, 20.19, 37.70, 45.99, 37.30, 2.17, 2.25, 2.15, 3.35, 3.45, 3.27]
+
+
+def test_neither_torch_nor_mlflow_is_imported():
+    check = "import sys, reports.build, reports.figures; sys.exit(bool({'torch', 'mlflow'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", check], cwd=build.HERE.parent).returncode == 0
