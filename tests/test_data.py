@@ -59,7 +59,8 @@ def test_a_toys_samples_fall_where_it_has_mass(quadrature):
 def test_ring_is_the_mixture_it_says_it_is():
     angle = 2 * math.pi * torch.arange(8) / 8
     parts = torch.distributions.MultivariateNormal(
-        2.0 * torch.stack([angle.cos(), angle.sin()], 1).double(), 0.2**2 * torch.eye(2).double())
+        2.0 * torch.stack([angle.cos(), angle.sin()], 1).double(), 0.2**2 * torch.eye(2).double()
+    )
     mixture = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.ones(8)), parts)
     x = 2 * torch.randn(200, 2, dtype=torch.float64)
     assert torch.allclose(toy.ring(8, 2.0, 0.2).log_prob(x), mixture.log_prob(x), atol=1e-5)
@@ -137,9 +138,14 @@ def test_digits_split_is_stratified_disjoint_and_fixed():
     assert arrays["levels"] == 17 and arrays["train_images"].max() == 16
 
 
-GOOD = {f"{part}_{what}": value for part, n in (("train", 8), ("test", 4)) for what, value in (
-    ("images", np.arange(n * 192, dtype=np.uint32).reshape(n, 8, 8, 3).astype(np.uint8)),
-    ("labels", np.arange(n) % 10))}
+GOOD = {
+    f"{part}_{what}": value
+    for part, n in (("train", 8), ("test", 4))
+    for what, value in (
+        ("images", np.arange(n * 192, dtype=np.uint32).reshape(n, 8, 8, 3).astype(np.uint8)),
+        ("labels", np.arange(n) % 10),
+    )
+}
 SECTION = {"source": "npz", "file": "own.npz", "levels": 256, "validation": 2, "split_seed": 0}
 
 
@@ -159,41 +165,54 @@ def test_a_good_npz_is_cut_into_three_parts(tmp_path, monkeypatch):
     assert {image.tobytes() for image in together} == {image.tobytes() for image in GOOD["train_images"]}
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"train_images": GOOD["train_images"] / 255}, "train_images: dtype float64"),
-    ({"test_images": GOOD["test_images"][..., 0]}, "test_images: shape"),
-    ({"train_images": GOOD["train_images"][:, :, :7]}, "train_images: shape"),
-    ({"train_images": GOOD["train_images"].transpose(0, 3, 1, 2)}, "train_images: shape"),
-    ({"test_images": np.zeros((4, 16, 16, 3), np.uint8)}, "test_images"),  # not the training images' shape
-    ({"train_labels": np.arange(8) + 3}, "train_labels"),  # holds label 10
-    ({"test_labels": np.arange(4) - 1}, "test_labels"),
-    ({"test_labels": np.arange(4) / 2}, "test_labels"),
-    ({"test_labels": np.arange(3)}, "4 images and 3 labels"),
-    ({"train_labels": np.eye(8, 10, dtype=int)}, "train_labels"),  # one-hot
-    ({"test_labels": np.array(3)}, "test_labels"),
-    ({f"test_{what}": GOOD[f"test_{what}"][:0] for what in ("images", "labels")}, "test_images: 0 images"),
-    ({"train_labels": np.array([{}] * 8, dtype=object)}, "own.npz"),
-    ({"train_images": np.zeros((8, 4, 4, 3), np.uint8)}, "train_images: side 4"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"train_images": GOOD["train_images"] / 255}, "train_images: dtype float64"),
+        ({"test_images": GOOD["test_images"][..., 0]}, "test_images: shape"),
+        ({"train_images": GOOD["train_images"][:, :, :7]}, "train_images: shape"),
+        ({"train_images": GOOD["train_images"].transpose(0, 3, 1, 2)}, "train_images: shape"),
+        ({"test_images": np.zeros((4, 16, 16, 3), np.uint8)}, "test_images"),  # not the training images' shape
+        ({"train_labels": np.arange(8) + 3}, "train_labels"),  # holds label 10
+        ({"test_labels": np.arange(4) - 1}, "test_labels"),
+        ({"test_labels": np.arange(4) / 2}, "test_labels"),
+        ({"test_labels": np.arange(3)}, "4 images and 3 labels"),
+        ({"train_labels": np.eye(8, 10, dtype=int)}, "train_labels"),  # one-hot
+        ({"test_labels": np.array(3)}, "test_labels"),
+        ({f"test_{what}": GOOD[f"test_{what}"][:0] for what in ("images", "labels")}, "test_images: 0 images"),
+        ({"train_labels": np.array([{}] * 8, dtype=object)}, "own.npz"),
+        ({"train_images": np.zeros((8, 4, 4, 3), np.uint8)}, "train_images: side 4"),
+    ],
+)
 def test_a_bad_array_is_refused_by_name(tmp_path, monkeypatch, change, says):
     with pytest.raises(UserError, match=says):
         load_own(tmp_path, monkeypatch, GOOD | change)
 
 
-@pytest.mark.parametrize(("section", "says"), [
-    ({"levels": 17}, "grey level 255, but data.levels is 17"),
-    ({"validation": 8}, "data.validation: 8 of only 8"),
-    ({"file": "absent.npz"}, "absent.npz does not exist"),
-])
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"levels": 17}, "grey level 255, but data.levels is 17"),
+        ({"validation": 8}, "data.validation: 8 of only 8"),
+        ({"file": "absent.npz"}, "absent.npz does not exist"),
+    ],
+)
 def test_a_bad_section_is_refused_by_name(tmp_path, monkeypatch, section, says):
     with pytest.raises(UserError, match=says):
         load_own(tmp_path, monkeypatch, **section)
 
 
-@pytest.mark.parametrize("damage", [
-    lambda content: b"", lambda content: content[:2], lambda content: content[:-1], lambda content: b"text",
-    lambda content: content[:400] + bytes(400) + content[800:],
-], ids=["empty", "two bytes", "truncated", "text", "overwritten"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:2],
+        lambda content: content[:-1],
+        lambda content: b"text",
+        lambda content: content[:400] + bytes(400) + content[800:],
+    ],
+    ids=["empty", "two bytes", "truncated", "text", "overwritten"],
+)
 def test_a_damaged_npz_is_refused_by_name(tmp_path, monkeypatch, damage):
     with pytest.raises(UserError, match=r"own\.npz"):
         load_own(tmp_path, monkeypatch, damage=damage)

@@ -10,19 +10,28 @@ IMAGE = {"layers": "conv", "widths": [64, 128, 256], "slope": 0.2}
 POINT = {"layers": "fc", "widths": [128, 128, 128], "slope": 0.2}
 
 
-@pytest.mark.parametrize(("shape", "energy", "count"), [
-    ((3, 32, 32), IMAGE, 3_136 + 131_200 + 524_544 + 4_097 + 1),
-    ((2,), POINT, 33_537 + 1),
-])
+@pytest.mark.parametrize(
+    ("shape", "energy", "count"),
+    [
+        ((3, 32, 32), IMAGE, 3_136 + 131_200 + 524_544 + 4_097 + 1),
+        ((2,), POINT, 33_537 + 1),
+    ],
+)
 def test_parameter_counts_are_the_papers(shape, energy, count):
     assert sum(parameter.numel() for parameter in make_energy(shape, energy).parameters()) == count
 
 
 # the last of the widths are used; the last kernel is what remains of the side
-@pytest.mark.parametrize(("side", "widths", "kernel"), [
-    (8, [128, 256], 2), (16, [64, 128, 256], 2), (32, [64, 128, 256], 4), (64, [64, 128, 256], 8),
-    (12, [128, 256], 3),
-])
+@pytest.mark.parametrize(
+    ("side", "widths", "kernel"),
+    [
+        (8, [128, 256], 2),
+        (16, [64, 128, 256], 2),
+        (32, [64, 128, 256], 4),
+        (64, [64, 128, 256], 8),
+        (12, [128, 256], 3),
+    ],
+)
 def test_small_images_are_halved_less_often(side, widths, kernel):
     model, x = make_energy((1, side, side), IMAGE), torch.randn(3, 1, side, side)
     assert [layer.out_channels for layer in model.hidden] == widths
@@ -32,9 +41,20 @@ def test_small_images_are_halved_less_often(side, widths, kernel):
     assert model(x).shape == model.log_prob(x).shape == (3,)
 
 
-@pytest.mark.parametrize(("side", "most", "count"), [
-    (8, 3, 2), (16, 3, 3), (32, 3, 3), (64, 3, 3), (64, 9, 5), (2, 3, 0), (7, 3, 0), (28, 3, 2), (32, 0, 0),
-])
+@pytest.mark.parametrize(
+    ("side", "most", "count"),
+    [
+        (8, 3, 2),
+        (16, 3, 3),
+        (32, 3, 3),
+        (64, 3, 3),
+        (64, 9, 5),
+        (2, 3, 0),
+        (7, 3, 0),
+        (28, 3, 2),
+        (32, 0, 0),
+    ],
+)
 def test_a_side_is_halved_while_it_is_even_and_stays_two_or_more(side, most, count):
     assert halvings(side, most) == count
 

@@ -117,7 +117,10 @@ def test_both_engines_make_the_same_files(project: Path) -> None:
     by_dvc = {os.path.relpath(line, project) for line in listed.stdout.splitlines()}
     summary = subprocess.run(
         [str(Path(sys.executable).parent / "snakemake"), "--cores", "1", "--summary", "quick"],
-        cwd=project, capture_output=True, text=True, check=True,
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     by_snakemake = {line.split("\t")[0] for line in summary.stdout.splitlines()[1:] if line.startswith("build/")}
     assert by_dvc == by_snakemake

@@ -28,9 +28,12 @@ LAYERS = {
     "prior learned conv": (lambda: Gaussianize(4, 0, "conv"), (4, 2, 3)),
     "prior with context fc": (lambda: Gaussianize(3, 2, "fc"), (3,)),
     "prior with context conv": (lambda: Gaussianize(4, 2, "conv"), (4, 2, 3)),
-    **{f"{kind.__name__} {name} {layers}": (lambda k=kind, n=name, form=layers: k(5, 8, form, n, 0.1), shape)
-       for kind in (Coupling, Step) for name in ("additive", "affine")
-       for layers, shape in (("fc", (5,)), ("conv", (5, 2, 3)))},
+    **{
+        f"{kind.__name__} {name} {layers}": (lambda k=kind, n=name, form=layers: k(5, 8, form, n, 0.1), shape)
+        for kind in (Coupling, Step)
+        for name in ("additive", "affine")
+        for layers, shape in (("fc", (5,)), ("conv", (5, 2, 3)))
+    },
 }
 
 
@@ -69,8 +72,13 @@ def test_decode_inverts_encode_and_log_q_agrees_both_ways(name, dtype, tolerance
     eps, log_q = flow.encode(x)
     eps_gen = 0.5 * torch.randn(4, flow.dims, dtype=dtype)  # far tails meet float32 and the logit's walls
     x_gen, log_q_gen = flow.decode(eps_gen)
-    pairs = [(x, flow.decode(eps)[0]), (log_q, flow.decode(eps)[1]), (log_q_gen, flow.encode(x_gen)[1]),
-             (eps_gen, flow.encode(x_gen)[0]), (x_gen, flow.decode(flow.encode(x_gen)[0])[0])]
+    pairs = [
+        (x, flow.decode(eps)[0]),
+        (log_q, flow.decode(eps)[1]),
+        (log_q_gen, flow.encode(x_gen)[1]),
+        (eps_gen, flow.encode(x_gen)[0]),
+        (x_gen, flow.decode(flow.encode(x_gen)[0])[0]),
+    ]
     for there, back in pairs:
         assert (back - there).abs().max() < tolerance * max(1.0, there.abs().max())
 
@@ -165,8 +173,11 @@ def unfolded(net, x):
     for i, norm in enumerate(net.norms):
         normalised.append(norm(net.hidden(i, x)))
         x = normalised[-1].relu()
-    last = F.linear(x, net.last.weight, net.last.bias) if x.dim() == 2 else \
-        F.conv2d(x, net.last.weight, net.last.bias, padding=1)
+    last = (
+        F.linear(x, net.last.weight, net.last.bias)
+        if x.dim() == 2
+        else F.conv2d(x, net.last.weight, net.last.bias, padding=1)
+    )
     return last * (3 * net.last.logs).exp().view(1, -1, *[1] * (x.dim() - 2)), normalised
 
 
@@ -256,12 +267,15 @@ def test_squeeze_takes_channel_c_offset_dy_dx_to_channel_4c_2dy_dx():
 # The first numbers count openai/glow's top prior, a 96 -> 96 convolution of zeros with bias and logs: 83,136
 # parameters. 82,944 of them are weights that multiply zeros and never learn; what acts is one mean and one
 # log-scale for each of 48 channels, 96 parameters here: 83,040 fewer. In 2D the first number has no prior.
-@pytest.mark.parametrize(("arguments", "count"), [
-    (((3, 32, 32), 3, 8, 512, "conv", "additive"), 9_549_840 - 83_040),
-    (((3, 32, 32), 3, 32, 512, "conv", "additive"), 37_940_016 - 83_040),
-    (((3, 32, 32), 3, 8, 512, "conv", "affine"), 11_098_800 - 83_040),
-    (((2,), 1, 10, 128, "fc", "affine"), 172_920 + 4),
-])
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        (((3, 32, 32), 3, 8, 512, "conv", "additive"), 9_549_840 - 83_040),
+        (((3, 32, 32), 3, 32, 512, "conv", "additive"), 37_940_016 - 83_040),
+        (((3, 32, 32), 3, 8, 512, "conv", "affine"), 11_098_800 - 83_040),
+        (((2,), 1, 10, 128, "fc", "affine"), 172_920 + 4),
+    ],
+)
 def test_parameter_counts_are_the_papers(arguments, count):
     with torch.device("meta"):
         flow = Glow(*arguments, 0.0, "identity")

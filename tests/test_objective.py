@@ -8,6 +8,7 @@ from scipy.optimize import brentq
 
 from fce.energy import EnergyModel
 from fce.flow.glow import Gaussian, Glow
+from fce.game import flow_value
 from fce.objective import Switch, accuracy, calibrate, value
 
 SMALLEST = -2 * math.log(2)
@@ -52,18 +53,26 @@ def test_v_is_at_most_minus_two_log_two_plus_two_jensen_shannon_and_reaches_it_a
         assert value((log_p + wrong)[data], log_q[data], (log_p + wrong)[gen], log_q[gen]) < best
 
 
-@pytest.mark.parametrize(("r", "real", "share"), [
-    ([2.0, -1.0, 3.0, 4.0], True, 0.75), ([2.0, -1.0, 3.0, 4.0], False, 0.25), ([1.0, 0.0], True, 0.75),
-    ([1.0, 0.0], False, 0.25), ([0.0, 0.0], True, 0.5), ([-1e4], False, 1.0),
-])
+@pytest.mark.parametrize(
+    ("r", "real", "share"),
+    [
+        ([2.0, -1.0, 3.0, 4.0], True, 0.75),
+        ([2.0, -1.0, 3.0, 4.0], False, 0.25),
+        ([1.0, 0.0], True, 0.75),
+        ([1.0, 0.0], False, 0.25),
+        ([0.0, 0.0], True, 0.5),
+        ([-1e4], False, 1.0),
+    ],
+)
 def test_accuracy_counts_a_tie_as_one_half(r, real, share):
     assert accuracy(torch.tensor(r), real).item() == share
 
 
 @pytest.mark.parametrize(("shift", "sizes"), [(0.0, (300, 300)), (12_000.0, (300, 700)), (-9_000.0, (1, 50))])
 def test_calibrate_is_where_v_is_stationary_in_c(shift, sizes):
-    w_data, w_gen = (shift + mean + 5 * torch.randn(n, dtype=torch.float64)
-                     for n, mean in zip(sizes, (4, -4), strict=True))
+    w_data, w_gen = (
+        shift + mean + 5 * torch.randn(n, dtype=torch.float64) for n, mean in zip(sizes, (4, -4), strict=True)
+    )
 
     def slope(c):
         c = torch.tensor(c, dtype=torch.float64, requires_grad=True)
@@ -121,15 +130,18 @@ def test_the_constant_of_a_wrong_model_is_not_its_log_normaliser():
     assert kl > 0.2
 
 
-@pytest.mark.parametrize(("rule", "head_start", "accuracies", "turns"), [
-    ("accuracy", 0, [0.4, 0.4, 0.9, 0.6, 0.4], "eeffe"),  # above 1/2: to the flow; below: back
-    ("accuracy", 0, [0.4] * 6, "eeefee"),  # the EBM's cap of 4, then at once below 1/2
-    ("accuracy", 0, [0.9] * 7, "fffefff"),  # the flow's cap of 3, then at once above 1/2
-    ("accuracy", 0, [0.5] * 8, "eeefffee"),  # a tie ends no turn before its cap
-    ("ratio", 0, [0.9, 0.1] * 5, "eeefffeeee"),
-    ("ratio", 6, [0.9] * 10, "eeeeefffee"),  # the head start comes before the first turn of the flow
-    ("accuracy", 6, [0.9] * 10, "eeeeefffef"),
-])
+@pytest.mark.parametrize(
+    ("rule", "head_start", "accuracies", "turns"),
+    [
+        ("accuracy", 0, [0.4, 0.4, 0.9, 0.6, 0.4], "eeffe"),  # above 1/2: to the flow; below: back
+        ("accuracy", 0, [0.4] * 6, "eeefee"),  # the EBM's cap of 4, then at once below 1/2
+        ("accuracy", 0, [0.9] * 7, "fffefff"),  # the flow's cap of 3, then at once above 1/2
+        ("accuracy", 0, [0.5] * 8, "eeefffee"),  # a tie ends no turn before its cap
+        ("ratio", 0, [0.9, 0.1] * 5, "eeefffeeee"),
+        ("ratio", 6, [0.9] * 10, "eeeeefffee"),  # the head start comes before the first turn of the flow
+        ("accuracy", 6, [0.9] * 10, "eeeeefffef"),
+    ],
+)
 def test_the_switch_follows_its_script(rule, head_start, accuracies, turns):
     switch = Switch(rule, 4, 3, decay=0.0, head_start=head_start)
     seen = [switch.update(batch_accuracy) for batch_accuracy in accuracies]
@@ -170,24 +182,29 @@ def players(coupling):
     return flow, energy, x, eps
 
 
-def flow_value(flow, energy, x, eps, cut=""):
-    """V as the flow's update sees it; `cut` takes one path of its gradient away."""
-    x_gen, log_q_gen = flow.decode(eps)
-    log_q = flow.log_prob(x)
-    if cut == "x_gen":
-        x_gen = x_gen.detach()
-    if cut == "log_q_gen":
-        log_q_gen = log_q_gen.detach()
-    if cut == "log_q":
-        log_q = log_q.detach()
-    return value(energy.log_prob(x), log_q, energy.log_prob(x_gen), log_q_gen)
+class Cut:
+    """A flow that takes one path of the gradient away: through x~, through log q(x~) or through log q(x)."""
+
+    def __init__(self, flow, path):
+        self.flow, self.path = flow, path
+
+    def decode(self, eps):
+        x_gen, log_q_gen = self.flow.decode(eps)
+        return (
+            x_gen.detach() if self.path == "x_gen" else x_gen,
+            log_q_gen.detach() if self.path == "log_q_gen" else log_q_gen,
+        )
+
+    def log_prob(self, x):
+        log_q = self.flow.log_prob(x)
+        return log_q.detach() if self.path == "log_q" else log_q
 
 
 def slopes(coupling, cut):
     """dV/d alpha along random directions, by autograd and by central differences."""
     flow, energy, x, eps = players(coupling)
     parameters = list(flow.parameters())
-    gradients = torch.autograd.grad(flow_value(flow, energy, x, eps, cut), parameters)
+    gradients = torch.autograd.grad(flow_value(energy, Cut(flow, cut), x, eps)[0], parameters)
     pairs, step = [], 1e-6
     for _ in range(4):
         direction = [torch.randn_like(parameter) for parameter in parameters]
@@ -197,7 +214,7 @@ def slopes(coupling, cut):
             for move in (step, -2 * step):
                 for parameter, d in zip(parameters, direction, strict=True):
                     parameter.add_(move * d)
-                values.append(flow_value(flow, energy, x, eps))
+                values.append(flow_value(energy, flow, x, eps)[0])
             for parameter, d in zip(parameters, direction, strict=True):
                 parameter.add_(step * d)
         pairs.append((along.item(), ((values[0] - values[1]) / (2 * step)).item()))

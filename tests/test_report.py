@@ -26,9 +26,15 @@ def put(root: Path, profile: str, experiment: str, arm: str, measure: str, value
     for seed, value in values.items():
         path = root / profile / experiment / f"seed-{seed}" / arm / f"{measure}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = ScoreFile(measure=measure, profile=profile, experiment=experiment, seed=seed, arm=arm,
-                            scores=[Score(value=value, unit="", n=1, protocol="made up", **score)],
-                            provenance={"command": COMMAND, "seconds": 2})
+        content = ScoreFile(
+            measure=measure,
+            profile=profile,
+            experiment=experiment,
+            seed=seed,
+            arm=arm,
+            scores=[Score(value=value, unit="", n=1, protocol="made up", **score)],
+            provenance={"command": COMMAND, "seconds": 2},
+        )
         path.write_text(json.dumps(content.model_dump(mode="json")))
         path.with_suffix(".run.jsonl").write_text('{"kind": "run", "time": 0}\n{"kind": "end", "time": 3000}\n')
         path.with_suffix(".run.sent").write_text("run-id-of-mlflow 2")
@@ -63,29 +69,35 @@ def test_interval_is_students():
     assert math.isnan(tables.interval([1.0])[1])
 
 
-@pytest.mark.parametrize(("values", "verdict"), [
-    ([], "not run"),
-    ([10.0], "undetermined"),  # one seed has no interval
-    ([9.9, 10.0, 10.1], "reproduced"),
-    ([11.4, 11.5, 11.6], "near"),
-    ([12.4, 12.5, 12.6], "not reproduced"),
-    ([9.0, 10.0, 11.0], "undetermined"),  # half-width 2.5
-    ([10.0, 10.0, math.inf], "undetermined"),
-    ([10.0, 10.0, math.nan], "undetermined"),
-])
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([], "not run"),
+        ([10.0], "undetermined"),  # one seed has no interval
+        ([9.9, 10.0, 10.1], "reproduced"),
+        ([11.4, 11.5, 11.6], "near"),
+        ([12.4, 12.5, 12.6], "not reproduced"),
+        ([9.0, 10.0, 11.0], "undetermined"),  # half-width 2.5
+        ([10.0, 10.0, math.inf], "undetermined"),
+        ([10.0, 10.0, math.nan], "undetermined"),
+    ],
+)
 def test_verdict_on_a_number(values, verdict):
     assert tables.value_verdict(values, paper=10.0, tolerance=1.0) == verdict
 
 
-@pytest.mark.parametrize(("differences", "verdict"), [
-    ([], "not run"),
-    ([0.1], "undetermined"),
-    ([0.09, 0.10, 0.11], "reproduced"),
-    ([-0.1, -0.11, -0.09], "not reproduced"),
-    ([0.30, 0.31, 0.32], "not reproduced"),  # above is not "slightly above"
-    ([0.0, 0.1, 0.2], "undetermined"),
-    ([0.1, 0.1, math.nan], "undetermined"),
-])
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([], "not run"),
+        ([0.1], "undetermined"),
+        ([0.09, 0.10, 0.11], "reproduced"),
+        ([-0.1, -0.11, -0.09], "not reproduced"),
+        ([0.30, 0.31, 0.32], "not reproduced"),  # above is not "slightly above"
+        ([0.0, 0.1, 0.2], "undetermined"),
+        ([0.1, 0.1, math.nan], "undetermined"),
+    ],
+)
 def test_verdict_on_an_ordering(differences, verdict):
     assert tables.ordering_verdict(differences, low=0.0, high=0.2) == verdict
 
@@ -123,17 +135,25 @@ def test_label_counts_are_averaged_and_convergence_is_counted(tmp_path):
     put(tmp_path, "full", "svhn", "joint", "probe", {0: 0.5}, name="accuracy", model="features", labels=50)
     scores = pd.concat([scores_of(tmp_path), scores_of(tmp_path).assign(labels=100, value=0.7)])
     assert tables.by_seed(scores, arm="joint", name="accuracy").tolist() == [0.6]
-    runs = pd.DataFrame({"seed": 0, "arm": ["joint"] * 3 + ["gaussian-noise"] * 3, "ebm_updates": [50, 100, 150] * 2,
-                         "mse_ema": [1.0, 0.19, 0.3, 1.0, 0.5, 0.4]})
+    runs = pd.DataFrame(
+        {
+            "seed": 0,
+            "arm": ["joint"] * 3 + ["gaussian-noise"] * 3,
+            "ebm_updates": [50, 100, 150] * 2,
+            "mse_ema": [1.0, 0.19, 0.3, 1.0, 0.5, 0.4],
+        }
+    )
     assert set(tables.convergence(runs, "full", "ring")["value"]) == {100.0, 150.0}  # never: the whole budget
 
 
 def test_quick_numbers_are_refused_by_the_papers_tables(tmp_path):
     fids(tmp_path, "quick")
     scores = scores_of(tmp_path, "quick")
-    for refuse in (lambda: tables.printed_table(scores, TABLE1, why),
-                   lambda: tables.claims_table(scores, PAPER["claims"], why),
-                   lambda: tables.architecture_table(tmp_path / "quick", PAPER["architectures"][0])):
+    for refuse in (
+        lambda: tables.printed_table(scores, TABLE1, why),
+        lambda: tables.claims_table(scores, PAPER["claims"], why),
+        lambda: tables.architecture_table(tmp_path / "quick", PAPER["architectures"][0]),
+    ):
         with pytest.raises(ValueError, match="not of the paper's sizes"):
             refuse()
 
@@ -165,8 +185,12 @@ def test_nothing_yet_still_makes_a_page(tmp_path, profile, capsys):
 
 def test_missing_numbers_say_why_from_the_furthest_upstream_log(tmp_path):
     fids(tmp_path)
-    logs = {"full/cifar10/data.log": "no <b>archive</b>", "full/cifar10/seed-0/pretrain.log": "later",
-            "full/svhn/seed-0/residual/joint.log": "diverged", "downloads/weights.log": "no Inception"}
+    logs = {
+        "full/cifar10/data.log": "no <b>archive</b>",
+        "full/cifar10/seed-0/pretrain.log": "later",
+        "full/svhn/seed-0/residual/joint.log": "diverged",
+        "downloads/weights.log": "no Inception",
+    }
     for log, message in logs.items():
         (tmp_path / log).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / log).write_text(f"12:00:00 INFO hello\nerror: {message}\n")
@@ -196,8 +220,12 @@ def test_watermark_in_quick_only(tmp_path):
     for profile, experiment in (("quick", "digits"), ("full", "svhn")):
         put(tmp_path, profile, experiment, "joint", "probe", {0: 0.5}, name="accuracy", model="features", labels=50)
         html, svg = page(tmp_path, profile), (tmp_path / "report" / "figure4.svg").read_text()
-        assert ("quick profile" in svg) == ('class="watermark"' in html) == ("not the paper's sizes" in html) == (
-            profile == "quick")
+        assert (
+            ("quick profile" in svg)
+            == ('class="watermark"' in html)
+            == ("not the paper's sizes" in html)
+            == (profile == "quick")
+        )
         assert ("Table 1" in html) == (profile == "full")
 
 
@@ -212,8 +240,15 @@ def test_figures_are_drawn_from_what_the_stages_write(tmp_path):
         (digits / "seed-0" / arm).mkdir(parents=True)
         np.savez(digits / "seed-0" / arm / "samples.npz", images=np.ones((70, 8, 8, 1), np.uint8), levels=17)
     np.savez(digits / "data.npz", test_images=np.ones((3, 8, 8, 1), np.uint8))
-    row = {"value": -1.4, "accuracy_data": 0.5, "accuracy_gen": 0.5, "flow_updates": 1, "mse_raw": 1.0, "mse_ema": 1.0,
-           "mse_ema_normalised": 1.0}
+    row = {
+        "value": -1.4,
+        "accuracy_data": 0.5,
+        "accuracy_gen": 0.5,
+        "flow_updates": 1,
+        "mse_raw": 1.0,
+        "mse_ema": 1.0,
+        "mse_ema_normalised": 1.0,
+    }
     joint = pd.DataFrame([{"ebm_updates": n, **row} for n in (50, 100)])
     joint.to_csv(ring / "seed-1" / "joint-from-random" / "joint.csv")
     pd.DataFrame([{"step": n, "validation": 2.0} for n in (1, 2)]).to_csv(ring / "seed-1" / "pretrain.csv")
@@ -227,8 +262,11 @@ def test_figures_are_drawn_from_what_the_stages_write(tmp_path):
 
 def test_every_judged_entry_names_a_score_that_can_exist():
     full = params.load(build.HERE.parent / "params.yaml").profiles["full"]
-    entries = [{**table, **cell, "experiments": [cell["experiment"]], "first": cell} for table in PAPER["values"]
-               for cell in table["cells"]] + PAPER["claims"]
+    entries = [
+        {**table, **cell, "experiments": [cell["experiment"]], "first": cell}
+        for table in PAPER["values"]
+        for cell in table["cells"]
+    ] + PAPER["claims"]
     arms = {"mle", "random-init", *params.ARMS["toy"], *params.ARMS["images"]}
     for entry in entries:
         assert entry["reason"] and entry["protocol"] and entry["where"]

@@ -1,0 +1,109 @@
+"""Real SVHN and CIFAR-10 images through every image stage, at the paper's architectures, for a few steps.
+
+The images come from the folder that FCE_DATA names (svhn_subset.npz, cifar10_subset.npz).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fce.params import load
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = Path(os.environ.get("FCE_DATA", ""))
+SHORT = {
+    "pretrain": {"steps": 2, "batch": 4, "validate_every": 2},
+    "joint": {"ebm_updates": 2, "batch": 2, "warm_start": 1, "head_start": 0, "log_every": 2},
+    "classifier": {"epochs": 1},
+    "sample": {"count": 8, "batch": 8},
+    "bits_per_dim": {"draws": 2, "batch": 6},
+    "fid": {"features": "classifier", "batch": 4},
+    "probe": {"labels": [20], "draws": 2, "inverse_l2": [0.01]},
+}
+
+
+def stage(module: str, params: dict, out: Path, **inputs: Path) -> Path:
+    """Run one stage as a user would; returns its output."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    slice_file = out.with_suffix(".params.json")
+    slice_file.write_text(json.dumps(params))
+    flags = [part for name, value in inputs.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", module, "--params", str(slice_file), "--out", str(out), *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def values(path: Path) -> dict[tuple[str, str], float]:
+    return {(s["model"], s["name"]): s["value"] for s in json.loads(path.read_text())["scores"]}
+
+
+@pytest.mark.parametrize("name", ["svhn", "cifar10"])
+def test_real_images_go_through_every_stage(name: str, tmp_path: Path) -> None:
+    file = FOLDER / f"{name}_subset.npz"
+    if not os.environ.get("FCE_DATA") or not file.exists():
+        pytest.skip(
+            f"{name}_subset.npz is not in the folder that FCE_DATA names ({os.environ.get('FCE_DATA') or 'unset'})"
+        )
+    whole = load(ROOT / "params.yaml").experiments["full"][name].model_dump()
+    params = {key: {**whole[key], **SHORT.get(key, {})} for key in whole if key not in ("data", "arms")}
+    params["data"] = {
+        "source": "npz",
+        "file": str(cut_down(file, tmp_path)),
+        "levels": 256,
+        "validation": 8,
+        "split_seed": 0,
+    }
+    assert (params["flow"]["levels"], params["flow"]["width"], params["flow"]["coupling"]) == (3, 512, "additive")
+    run = tmp_path / "build" / "full" / name
+
+    def some(*keys: str) -> dict:
+        return {key: params[key] for key in keys}
+
+    data = stage("fce.data.data", some("data"), run / "data.npz")
+    flow = stage("fce.pretrain", some("flow", "pretrain", "data"), run / "seed-0/pretrain.pt", data=data, seed=0)
+    classifier = stage("eval.classifier", some("classifier"), run / "classifier.pt", data=data)
+    models = {"mle": flow}
+    for arm in ("joint", "residual"):
+        joint = {**whole["arms"][arm], **SHORT["joint"]}
+        models[arm] = stage(
+            "fce.joint",
+            {**some("flow", "energy", "data"), "joint": joint},
+            run / f"seed-0/{arm}/joint.pt",
+            data=data,
+            flow=flow,
+            seed=0,
+        )
+    for arm, model in models.items():
+        place = run / "seed-0" / arm
+        samples = stage("eval.sample", some("sample"), place / "samples.npz", data=data, model=model, seed=0)
+        with np.load(samples) as drawn:
+            assert drawn["images"].shape == (8, 32, 32, 3)
+        fid = stage(
+            "eval.fid", some("fid"), place / "fid.json", data=data, samples=samples, features=classifier, seed=0
+        )
+        assert values(fid)["flow", "frechet_distance"] > 0
+        bits = values(
+            stage(
+                "eval.bits_per_dim", some("bits_per_dim"), place / "bits_per_dim.json", data=data, model=model, seed=0
+            )
+        )
+        assert 2 < bits["flow", "bits_per_dim"] < 12
+        if arm == "mle":
+            assert bits["data", "bits_per_dim_uniform"] == 8
+        else:
+            probe = stage("eval.probe", some("probe", "energy"), place / "probe.json", data=data, model=model, seed=0)
+            assert 0 < values(probe)["features", "accuracy"] <= 1
+
+
+def cut_down(file: Path, folder: Path) -> Path:
+    """The first images of a file, enough for a few steps."""
+    with np.load(file) as arrays:
+        small = {key: arrays[key][: 40 if key.startswith("train") else 6] for key in arrays.files}
+    np.savez(folder / file.name, **small)
+    return folder / file.name
