@@ -32,6 +32,7 @@ test-all: install  ## the tests, the slow ones too
 lint: install  ## ruff and mypy
 	ruff check . && mypy fce eval reports
 
+ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
 ui: install  ## send what MLflow does not have yet; then its UI on loopback
 	-python -m fce.track
 	mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
@@ -45,7 +46,7 @@ lock: pyproject.toml  ## refresh the lock files (envs/README.md)
 	grep -A999 '^uv==' envs/requirements.lock | awk 'NR==1 || /^ /{print; next} {exit}' > envs/bootstrap.lock
 
 clean:  ## remove what the project made, but the environment and what is published
-	rm -rf build .snakemake mlflow.db .dvc/cache .dvc/tmp
+	rm -rf build .snakemake mlflow.db
 
 .PHONY: help install quick full test test-all lint ui pull lock clean
 .DEFAULT_GOAL := help

@@ -273,7 +273,8 @@ rule report:
     log:
         "build/report/{profile}.log",
     shell:
-        "python -m reports.build --profile {wildcards.profile} --build build --out {output} > {log} 2>&1"
+        "(python -m fce.track || true; python -m reports.build --profile {wildcards.profile} --build build"
+        " --out {output}) > {log} 2>&1"
 
 
 # What could not run stops nothing else (profiles/default keeps going): the report says what is missing, and why.

@@ -8,11 +8,10 @@ import math
 import sys
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from eval.score import Score, write_scores
+from eval.score import Model, Score, mean_score, write_scores
 from fce.data.data import Images, open_data
 from fce.data.images import bits_per_dim, dequantize
 from fce.joint import load_models
@@ -29,7 +28,7 @@ def run(job: Job) -> None:
     scores = []
     if path.stem == "pretrain":
         flow = load_flow(load(path)).to(job.device)
-        models: dict[str, Callable[[Tensor], Tensor]] = {"flow": flow.log_prob}
+        models: dict[Model, Callable[[Tensor], Tensor]] = {"flow": flow.log_prob}
         scores += simple_codes(data)
     else:
         energy, noise = load_models(path, job.device)
@@ -48,7 +47,7 @@ def run(job: Job) -> None:
                     value=draws.mean().item(),
                     unit="bits/dim",
                     n=n,
-                    standard_error=error,  # type: ignore[arg-type]
+                    standard_error=error,
                     protocol=f"{part} part, {len(draws)} dequantisation draws, averaged weights{caution}",
                 )
             )
@@ -74,24 +73,22 @@ def simple_codes(data: Images) -> list[Score]:
     )  # one of each: no level costs infinity
     log2_p = torch.log2(counts / counts.sum(0))
     bits = -log2_p.gather(0, test).sum(1).double() / data.dims
-    n = len(test)
+    rate = math.log2(data.levels) * train.shape[1] / data.dims
     return [
         Score(
             name="bits_per_dim_uniform",
             model="data",
-            value=math.log2(data.levels) * train.shape[1] / data.dims,
+            value=rate,
             unit="bits/dim",
-            n=n,
+            n=len(test),
             protocol=f"{data.levels} equally likely levels",
         ),
-        Score(
-            name="bits_per_dim_histogram",
-            model="data",
-            value=bits.mean().item(),
-            unit="bits/dim",
-            n=n,
-            standard_error=float(np.std(bits.numpy(), ddof=1) / math.sqrt(n)),
-            protocol="independent pixels, add-one histograms of the training part, on the test part",
+        mean_score(
+            "bits_per_dim_histogram",
+            "data",
+            bits,
+            "bits/dim",
+            "independent pixels, add-one histograms of the training part, on the test part",
         ),
     ]
 

@@ -1,12 +1,16 @@
 """What a measure returns: typed scores that describe themselves, one JSON file per measure and model."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from fce.stage import Job
 from fce.state import save_json
+
+Model = Literal["flow", "ebm", "data", "features"]
 
 
 class Score(BaseModel):
@@ -25,7 +29,7 @@ class Score(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True)
 
     name: str
-    model: Literal["flow", "ebm", "data", "features"]
+    model: Model
     value: float
     unit: str
     n: int
@@ -46,6 +50,20 @@ class ScoreFile(BaseModel):
     arm: str
     scores: list[Score]
     provenance: dict[str, Any]
+
+
+def mean_score(name: str, model: Model, values: Tensor, unit: str, protocol: str) -> Score:
+    """The mean of independent values [n], with its standard error."""
+    error = values.std().item() / math.sqrt(len(values))
+    return Score(
+        name=name,
+        model=model,
+        value=values.mean().item(),
+        unit=unit,
+        n=len(values),
+        protocol=protocol,
+        standard_error=error,
+    )
 
 
 def write_scores(job: Job, scores: list[Score]) -> None:

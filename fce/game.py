@@ -65,7 +65,7 @@ class Game:
             keep = finite(x_gen, log_q_gen)
             self.dropped += int((~keep).sum())
             if keep.sum() < self.ahead:
-                raise Stopped("joint: the flow's samples are not finite; raise flow.scale_floor or lower joint.flow_lr")
+                raise Stopped("the flow's samples are not finite; raise flow.scale_floor or lower joint.flow_lr")
             parts = (x, self.noise.log_prob(x), x_gen[keep], log_q_gen[keep])
             self.stock = list(zip(*(part.tensor_split(self.ahead) for part in parts), strict=True))
         return self.stock.pop()
@@ -121,6 +121,7 @@ class Game:
         log_p, log_p_gen = both[: len(x)], both[len(x) :]
         v = value(log_p, log_q, log_p_gen, log_q_gen)
         set_lr(self.ebm_optimizer, self.ebm_lrs, self.factor(0, self.ebm_updates))
+        require_finite(v)
         self.step_ebm(-v)
         self.ebm_updates += 1
         return self.note(v, log_p - log_q, log_p_gen - log_q_gen)
@@ -145,6 +146,7 @@ class Game:
                 keep = finite(*self.noise.decode(eps))
             self.dropped += int((~keep).sum())
             v, r_data, r_gen = flow_value(self.energy, self.noise, x, eps[keep])
+        require_finite(v)
         self.flow_optimizer.zero_grad(set_to_none=True)
         v.backward()
         self.energy.c.requires_grad_(True)
@@ -184,27 +186,38 @@ class Game:
             self.last = dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
         return 0.5 * (self.last["accuracy_data"] + self.last["accuracy_gen"])
 
-    def alarm(self) -> str | None:
-        """Why the run must stop, or None."""
-        limits = self.settings["alarms"]
-        if not math.isfinite(self.last["value"]):
-            return f"V is {self.last['value']}; lower joint.flow_lr and joint.ebm_lr"
-        if self.last["saturated"] > 0.9:
+    def row(self) -> dict[str, float]:
+        """What the last minibatch and the counters say, for the curve."""
+        return {
+            "ebm_updates": self.settings["warm_start"] + self.ebm_updates,  # regression updates the EBM too
+            "flow_updates": self.flow_updates,
+            **self.last,
+            "c": self.energy.c.item(),
+            "ebm_clipped": self.ebm_clipped,
+            "flow_clipped": self.flow_clipped,
+            "dropped": self.dropped,
+        }
+
+    def watch(self) -> None:
+        """Raise Stopped where the run must not go on."""
+        limits, last = self.settings["alarms"], self.last
+        if last["saturated"] > 0.9:
             log.warning(
-                "%.0f %% of the log-ratios are beyond 20 nats: the players hardly learn", 100 * self.last["saturated"]
+                "%.0f %% of the log-ratios are beyond 20 nats: the players hardly learn", 100 * last["saturated"]
             )
-        if self.last["r_abs"] > self.limit:
-            return f"mean |log p - log q| is {self.last['r_abs']:.3g} nats, over {self.limit:.3g}; lower joint.flow_lr"
+        if last["r_abs"] > self.limit:
+            raise Stopped(f"mean |log p - log q| is {last['r_abs']:.3g}, over {self.limit:.3g}; lower joint.flow_lr")
         if self.learns and isinstance(self.noise, Glow):
             with torch.no_grad():  # in x, not in eps: near the box's walls a logit magnifies float32's rounding
                 x = self.noise.sample(64)
                 x = x[x.flatten(1).isfinite().all(1)]
                 error = (self.noise.decode(self.noise.encode(x)[0])[0] - x).abs().max().item()
             if error > limits["round_trip"]:
-                return f"encode then decode is off by {error:.3g}, over {limits['round_trip']}; lower joint.flow_lr"
+                raise Stopped(
+                    f"encode then decode is off by {error:.3g}, over {limits['round_trip']}; lower joint.flow_lr"
+                )
             if (scale := self.noise.max_log_scale().item()) > limits["log_scale"]:
-                return f"a log-scale of the flow is {scale:.3g}, over {limits['log_scale']}; lower joint.flow_lr"
-        return None
+                raise Stopped(f"a log-scale is {scale:.3g}, over {limits['log_scale']}; lower joint.flow_lr")
 
 
 def flow_value(energy: EnergyModel, flow: Glow, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,6 +229,11 @@ def flow_value(energy: EnergyModel, flow: Glow, x: Tensor, eps: Tensor) -> tuple
     log_q = flow.log_prob(x)
     log_p, log_p_gen = energy.log_prob(x), energy.log_prob(x_gen)
     return value(log_p, log_q, log_p_gen, log_q_gen), log_p - log_q, log_p_gen - log_q_gen
+
+
+def require_finite(v: Tensor) -> None:
+    if not v.isfinite():
+        raise Stopped(f"V is {v.item()}; lower joint.flow_lr and joint.ebm_lr")
 
 
 def finite(x: Tensor, log_q: Tensor) -> Tensor:

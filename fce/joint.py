@@ -1,6 +1,5 @@
 """Stage: joint. Flow contrastive estimation (section 2.3), and the arms that change one thing of it."""
 
-import math
 import sys
 import time
 from pathlib import Path
@@ -26,62 +25,40 @@ def run(job: Job) -> None:
     game = Game(job)
     game.start()
     settings = game.settings
-    energy_average, noise_average = Average(game.energy, settings["ema"]), Average(game.noise, settings["ema"])
+    averages = Average(game.energy, settings["ema"]), Average(game.noise, settings["ema"])
     switch = Switch(
-        settings["rule"],
-        settings["ebm_per_round"],
-        settings["flow_per_round"],
-        settings["accuracy_decay"],
-        settings["head_start"],
+        rule=settings["rule"],
+        ebm_per_round=settings["ebm_per_round"],
+        flow_per_round=settings["flow_per_round"],
+        decay=settings["accuracy_decay"],
+        head_start=settings["head_start"],
     )
     progress = Progress(settings["ebm_updates"], settings["batch"])
     rows: list[dict[str, Any]] = []
-    kept = contents(game, energy_average, noise_average)
-    started, turn = time.process_time(), "ebm"
-    while game.ebm_updates < settings["ebm_updates"]:
-        if turn == "ebm" or not game.learns:
-            right = game.update_ebm()
-            energy_average.update(game.energy)
-        else:
-            right = game.update_flow()
-            noise_average.update(game.noise)
-        moved = turn if game.learns else "ebm"
-        turn = switch.update(right)
-        progress(
-            game.ebm_updates, V=game.last["value"], real=game.last["accuracy_data"], fake=game.last["accuracy_gen"]
-        )
-        due = game.ebm_updates % settings["log_every"] == 0 or not math.isfinite(game.last["value"])
-        if moved == "ebm" and due:
-            why = game.alarm()
-            if why:
-                save(job.out.with_suffix(".stopped.pt"), kept)
-                raise Stopped(
-                    f"joint: stopped at EBM update {game.ebm_updates}, flow update {game.flow_updates}: {why}. "
-                    f"The last good state is kept in {job.out.with_suffix('.stopped.pt')}"
-                )
-            kept = contents(game, energy_average, noise_average)
-            row = {
-                "ebm_updates": settings["warm_start"] + game.ebm_updates,  # regression updates the EBM too
-                "flow_updates": game.flow_updates,
-                **game.last,
-                "c": game.energy.c.item(),
-                "ebm_clipped": game.ebm_clipped,
-                "flow_clipped": game.flow_clipped,
-                "dropped": game.dropped,
-                "seconds": time.process_time() - started,
-                **truth(game, energy_average),
-            }
-            rows.append(row)
-            job.record.log(game.ebm_updates, **row)
-    log.info(
-        "%d EBM and %d flow updates, V %.4g (-2 log 2 = -1.386), accuracies %.3g and %.3g, %d samples dropped",
-        game.ebm_updates,
-        game.flow_updates,
-        *(game.last[k] for k in ("value", "accuracy_data", "accuracy_gen")),
-        game.dropped,
-    )
+    kept, started, turn = contents(game, *averages), time.process_time(), "ebm"
+    try:
+        while game.ebm_updates < settings["ebm_updates"]:
+            right = game.update_ebm() if turn == "ebm" else game.update_flow()
+            averages[turn == "flow"].update(game.energy if turn == "ebm" else game.noise)
+            last = game.last
+            progress(game.ebm_updates, V=last["value"], real=last["accuracy_data"], fake=last["accuracy_gen"])
+            due = game.ebm_updates % settings["log_every"] == 0 or game.ebm_updates == settings["ebm_updates"]
+            if turn == "ebm" and due:
+                game.watch()
+                kept = contents(game, *averages)
+                rows.append(game.row() | {"seconds": time.process_time() - started} | truth(game, averages[0]))
+                job.record.log(game.ebm_updates, **rows[-1])
+            turn = switch.update(right) if game.learns else "ebm"
+    except Stopped as stop:
+        aside = job.out.with_suffix(".stopped.pt")
+        save(aside, kept)
+        raise Stopped(
+            f"joint: stopped at EBM update {game.ebm_updates}, flow update {game.flow_updates}: {stop}. "
+            f"The last good state is kept in {aside}"
+        ) from None
+    log.info("V is -2 log 2 = -1.386 at p = q; at the end: %s", {k: round(v, 4) for k, v in rows[-1].items()})
     write_csv(job.out.with_suffix(".csv"), rows)
-    save(job.out, {**contents(game, energy_average, noise_average), "provenance": job.provenance()})
+    save(job.out, {**contents(game, *averages), "provenance": job.provenance()})
 
 
 def truth(game: Game, average: Average) -> dict[str, float]:

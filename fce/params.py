@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from fce.schema import TOY_SOURCES, Experiment, ImageExperiment, Profile, Strict, ToyExperiment
+from fce.schema import SECTIONS, TOY_SOURCES, Experiment, ImageExperiment, Profile, Strict, ToyExperiment
 
 ARMS = {
     "toy": ("joint", "joint-from-random", "frozen-flow", "gaussian-noise"),
@@ -146,6 +146,19 @@ def resolve(raw: dict[str, Any], profile: str, name: str, kind: str) -> Experime
     return experiment
 
 
+def check_slice(content: Any) -> None:
+    """Check one stage's parameters, as read from its slice.
+
+    Raises:
+        ParamsError: as `load`.
+    """
+    require_keys(content, tuple(content) if isinstance(content, dict) else (), "the slice")
+    for section, settings in content.items():
+        if section not in SECTIONS:
+            raise ParamsError(f"unknown section '{section}'{suggestion(section, SECTIONS)}")
+        check(SECTIONS[section], settings, section)
+
+
 def require_keys(mapping: Any, keys: tuple[str, ...], where: str) -> None:
     if not isinstance(mapping, dict):
         raise ParamsError(f"{where} must be a mapping with keys {', '.join(keys)}")
@@ -157,16 +170,17 @@ def require_keys(mapping: Any, keys: tuple[str, ...], where: str) -> None:
             raise ParamsError(f"{where}: key '{key}' is missing")
 
 
-def check(model: type[Strict], content: Any, where: str) -> Any:
+def check(model: Any, content: Any, where: str) -> Any:
+    """The content as `model` (a class or a union of classes); or one ParamsError."""
     try:
-        return model.model_validate(content)
+        return TypeAdapter(model).validate_python(content)
     except ValidationError as error:
         # an unknown key says more than the missing one it was meant to be
         worst = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         raise ParamsError(explain(worst, model, where)) from None
 
 
-def explain(error: Any, model: type[Strict], where: str) -> str:
+def explain(error: Any, model: Any, where: str) -> str:
     """One pydantic error as one sentence: where, what, how to mend."""
     keys = [
         str(part)
@@ -184,10 +198,10 @@ def explain(error: Any, model: type[Strict], where: str) -> str:
     return f"{place}: {error['msg'].removeprefix('Value error, ')} (got {given!r}){hint}"
 
 
-def field_names(model: type[BaseModel]) -> set[str]:
+def field_names(model: Any) -> set[str]:
     """The names of all fields of a model and the models inside it."""
-    inner = model.model_json_schema().get("$defs", {}).values()
-    return set(model.model_fields).union(*(schema.get("properties", {}) for schema in inner))
+    whole = TypeAdapter(model).json_schema()
+    return set().union(*(schema.get("properties", {}) for schema in (whole, *whole.get("$defs", {}).values())))
 
 
 def suggestion(key: Any, valid: Any) -> str:

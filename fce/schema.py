@@ -213,3 +213,18 @@ class Profile(Strict):
     toy: list[str]
     images: list[str]
     overrides: dict[str, dict[str, Any]]
+
+
+SECTIONS = {  # what a stage's slice may hold
+    "data": Data,
+    "flow": Flow,
+    "energy": Energy,
+    "pretrain": Pretrain,
+    "joint": Joint,
+    "density": Density,
+    "classifier": Classifier,
+    "sample": Sample,
+    "bits_per_dim": BitsPerDim,
+    "fid": Fid,
+    "probe": Probe,
+}

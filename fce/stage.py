@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fce.params import ParamsError, check_slice
 from fce.progress import log, open_door
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -164,11 +165,13 @@ def fail(error: Exception, code: int) -> int:
 
 def read_params(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"--params: {path} is not JSON ({error}); Snakemake writes it anew") from None
-    if not isinstance(content, dict):
-        raise UserError(f"--params: {path} must hold a mapping")
+    try:
+        check_slice(content)
+    except ParamsError as error:
+        raise UserError(f"--params: {path}: {error}") from None
     return content
 
 

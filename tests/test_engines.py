@@ -18,7 +18,7 @@ TINY = {
     "overrides": {
         "ring": {
             "pretrain": {"steps": 20, "validate_every": 20},
-            "joint": {"ebm_updates": 20, "log_every": 10},
+            "joint": {"ebm_updates": 20, "warm_start": 0, "log_every": 10},
             "density": {"points": 40, "plot_points": 20},
         },
         "digits": {

@@ -70,7 +70,7 @@ MISTAKES = {  # name: old text, new text, what the message must say
     "a missing list": ("  toy: [ring]\n", "", r"quick\.toy: the key is missing"),
     "what does not fit": ("      levels: 1\n", "      levels: 2\n", r"ring\.flow: .*fc goes with levels: 1"),
     "no YAML": ("full:", "\tfull:", r"params\.yaml is not valid YAML"),
-    "a number for an arm": ("{noise: frozen-flow}", "5", r"experiments\.ring\.arms\.frozen-flow"),
+    "a number for an arm": ("{noise: frozen-flow, warm_start: 500}", "5", r"experiments\.ring\.arms\.frozen-flow"),
     "a word for data": ("experiments:\n", "experiments:\n  own: {data: ring}\n", r"experiments\.own\.data"),
     "no data": ("experiments:\n", "experiments:\n  own: {}\n", r"experiments\.own\.data: the key is missing"),
     "a path for a name": ("experiments:\n", "experiments:\n  a/b: {}\n", r"experiments\.a/b: .*letters"),

@@ -4,6 +4,7 @@ The paper (Figure 1) shows a ring of 8 Gaussians, a 5-armed pinwheel and a spira
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -83,8 +84,8 @@ def spiral(turns: float, radius: float, std: float, components: int) -> Mixture:
 
 def density(data: dict[str, Any]) -> Mixture:
     """The density that a `data:` section of params.yaml describes."""
-    make = {"ring": ring, "pinwheel": pinwheel, "spiral": spiral}[data["source"]]
-    return make(**{key: value for key, value in data.items() if key not in ("source", "validation", "test")})
+    makers: dict[str, Callable[..., Mixture]] = {"ring": ring, "pinwheel": pinwheel, "spiral": spiral}
+    return makers[data["source"]](**{key: value for key, value in data.items() if key not in ("source", "validation", "test")})
 
 
 def grid(box: float, points: int, device: str | torch.device = "cpu") -> Tensor:
