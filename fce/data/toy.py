@@ -85,7 +85,8 @@ def spiral(turns: float, radius: float, std: float, components: int) -> Mixture:
 def density(data: dict[str, Any]) -> Mixture:
     """The density that a `data:` section of params.yaml describes."""
     makers: dict[str, Callable[..., Mixture]] = {"ring": ring, "pinwheel": pinwheel, "spiral": spiral}
-    return makers[data["source"]](**{key: value for key, value in data.items() if key not in ("source", "validation", "test")})
+    shape = {key: value for key, value in data.items() if key not in ("source", "validation", "test")}
+    return makers[data["source"]](**shape)
 
 
 def grid(box: float, points: int, device: str | torch.device = "cpu") -> Tensor:

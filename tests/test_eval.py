@@ -1,0 +1,125 @@
+"""The measures against closed forms and independent computations."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from eval import weights
+from eval.bits_per_dim import simple_codes
+from eval.classifier import Classifier
+from eval.density import divergence, integral, jensen_shannon, measure
+from eval.fid import Uint8Images, frechet, use_classifier
+from eval.probe import accuracy, subset
+from fce.data.data import Images, Points
+from fce.data.toy import grid
+from fce.stage import Job, UserError
+from fce.state import save
+
+RING = {"source": "ring", "modes": 8, "radius": 2.0, "std": 0.3, "validation": 10, "test": 500}
+
+
+def gaussian(x: torch.Tensor, mean: float) -> torch.Tensor:
+    return -0.5 * (x.double() - mean).square().sum(1) - math.log(2 * math.pi)
+
+
+def test_divergences_of_two_gaussians_are_their_closed_forms() -> None:
+    cells = grid(9.0, 600)
+    p, q = gaussian(cells, -0.5), gaussian(cells, 0.5)
+    assert integral(p.exp(), 9.0) == pytest.approx(1, abs=1e-6)
+    assert divergence(p, q, 9.0) == pytest.approx(1.0, abs=1e-6)  # |difference of means|^2 / 2, in two dimensions
+    assert divergence(p, p, 9.0) == 0
+    assert 0 < jensen_shannon(p, q, 9.0) < math.log(2)
+    assert jensen_shannon(p, q, 9.0) == pytest.approx(jensen_shannon(q, p, 9.0), abs=1e-9)
+
+
+@pytest.fixture
+def points(tmp_path) -> Points:
+    from fce.data.toy import density
+
+    truth = density(RING)
+    x = truth.sample(500, torch.Generator().manual_seed(0))
+    np.savez(tmp_path / "data.npz", test=x.numpy(), test_log_prob=truth.log_prob(x).numpy())
+    return Points(tmp_path / "data.npz", RING, "cpu")
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.7])
+def test_the_true_density_up_to_a_constant_has_no_error_but_its_constant(points: Points, offset: float) -> None:
+    scores, log_z = measure("ebm", lambda x: points.density.log_prob(x) + offset, points, [5.0, 10.0], 300)
+    found = {score.name: score.value for score in scores}
+    assert log_z == pytest.approx(offset, abs=1e-4)
+    assert found["log_z_error"] == pytest.approx(offset, abs=1e-4)
+    assert found["mse_log_density"] == pytest.approx(offset**2, abs=1e-4)
+    for name in ("kl", "jsd", "total_variation", "mse_log_density_normalised", "log_z_uncertainty"):
+        assert found[name] == pytest.approx(0, abs=1e-3), name
+
+
+def image_data(tmp_path, train: np.ndarray, test: np.ndarray, levels: int) -> Images:
+    parts = {"train": train, "validation": test, "test": test}
+    arrays = {f"{name}_images": value for name, value in parts.items()}
+    labels = {f"{name}_labels": np.zeros(len(value), int) for name, value in parts.items()}
+    np.savez(tmp_path / "images.npz", levels=levels, **arrays, **labels)
+    return Images(tmp_path / "images.npz", "cpu")
+
+
+def test_simple_codes_cost_what_they_should(tmp_path) -> None:
+    constant = np.full((15, 8, 8, 1), 3, np.uint8)
+    uniform, histogram = simple_codes(image_data(tmp_path, constant, constant[:4], levels=16))
+    assert uniform.value == 4
+    assert histogram.value == pytest.approx(-math.log2(16 / 31))  # 15 of its level seen, and one of each level
+
+
+def test_frechet_distance_is_the_numpy_one_and_zero_on_itself(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    build = {"channels": 1, "side": 8, "levels": 17, "width": 4, "features": 6}
+    model = Classifier(**build).eval()
+    save(tmp_path / "classifier.pt", {"classifier": model.state_dict(), "build": build})
+    extractor = use_classifier(tmp_path / "classifier.pt")
+    first, second = (rng.integers(0, top, (300, 8, 8, 1)).astype(np.uint8) for top in (17, 9))
+
+    def features(images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return model.features(torch.from_numpy(images.transpose(0, 3, 1, 2))).double().numpy()
+
+    a, b = features(first), features(second)
+    s, t = np.cov(a.T), np.cov(b.T)
+    root = np.sqrt(np.abs(np.linalg.eigvals(s @ t))).sum()
+    by_numpy = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s) + np.trace(t) - 2 * root
+
+    def ours(x: np.ndarray, y: np.ndarray, batch: int) -> float:
+        return frechet(Uint8Images(x, rgb=False), Uint8Images(y, rgb=False), batch, cuda=False, extractor=extractor)
+
+    assert by_numpy > 1e-3
+    assert ours(first, second, 64) == pytest.approx(by_numpy, rel=1e-5)
+    assert ours(first, second[::-1].copy(), 50) == pytest.approx(by_numpy, rel=1e-5)  # neither order nor batch matters
+    assert ours(first, first, 64) == pytest.approx(0, abs=1e-6)
+
+
+def test_labelled_subsets_are_balanced_nested_and_drawn_by_seed() -> None:
+    labels = np.repeat(np.arange(10), 30)
+    small, large = subset(labels, 50, seed=1), subset(labels, 120, seed=1)
+    assert list(large[:50]) == list(small)
+    assert (np.bincount(labels[small]) == 5).all()
+    assert len(set(large)) == 120
+    assert set(subset(labels, 50, seed=2)) != set(small)
+
+
+def test_the_probe_separates_what_is_separable_and_guesses_what_is_not() -> None:
+    rng = np.random.default_rng(0)
+    labels = {part: np.arange(400) % 10 for part in ("train", "validation", "test")}
+    noise = {part: rng.normal(size=(400, 30)) for part in labels}
+    clear = {part: noise[part] + 8 * np.eye(30)[labels[part]] for part in labels}
+    index = subset(labels["train"], 100, seed=0)
+    assert accuracy(clear, labels, index, [0.01, 1.0]) > 0.99
+    assert accuracy(noise, labels, index, [0.01, 1.0]) < 0.25
+
+
+def test_wrong_inception_weights_are_refused_and_leave_nothing(tmp_path, monkeypatch) -> None:
+    (tmp_path / weights.FILE).write_bytes(b"not the weights")
+    monkeypatch.setenv("FCE_DATA", str(tmp_path))
+    out = tmp_path / "build" / "weights.pth"
+    job = Job("weights", {}, out, {}, seed=0, device="cpu", tags={}, command="")
+    with pytest.raises(UserError, match=r"wrong checksum.*get it from https"):
+        weights.run(job)
+    assert list(out.parent.iterdir()) == []
