@@ -1,5 +1,5 @@
 # The verbs; `make` alone lists them. Each works in a fresh clone: the first one used installs the locked environment.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= $(shell nproc)
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)

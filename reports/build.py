@@ -5,9 +5,7 @@ Renders whatever lies below build/<profile>/; what is missing is named, with the
 
 import argparse
 import base64
-import json
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +19,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from fce import params
 from fce.stage import UserError
 from reports import tables
-from reports.tables import DATA, Reason, anchor, number, write
+from reports.origins import NOT_YET, failures, provenance, why_missing
+from reports.tables import DATA, Reason, number, write
 
 HERE = Path(__file__).resolve().parent
-ROAD = {"data": 0, "pretrain": 1, "joint": 2}  # the stages before every score
-FID_ROAD = {"weights": 3, "classifier": 3, "sample": 4}  # and those before a Fréchet distance only
-NOT_YET = "not run yet"
 
 
 @dataclass(frozen=True)
@@ -47,68 +43,6 @@ class Table:
 
 
 Section = tuple[str, list[Any]]  # a heading, and blocks: Text, Table or figures.Figure
-
-
-def place_of(folder: Path, path: Path) -> dict[str, str]:
-    """Experiment, arm and seed of a file below build/<profile>, as the path law has them."""
-    experiment, *inside = path.relative_to(folder).parts[:-1]
-    seed = next((part for part in inside if part.startswith("seed-")), "")
-    return {"experiment": experiment, "arm": next((part for part in inside if part != seed), ""),
-            "seed": seed.removeprefix("seed-")}
-
-
-def failures(folder: Path) -> list[dict[str, str]]:
-    """The stages whose log ends in an `error: ` line, furthest upstream first."""
-    found, order = [], ROAD | FID_ROAD
-    for path in [*folder.glob("*/**/*.log"), *folder.parent.glob("downloads/weights.log")]:
-        errors = [line for line in path.read_text(errors="replace").splitlines() if line.startswith("error: ")]
-        if errors:
-            place = place_of(folder, path) if path.stem != "weights" else {"experiment": "", "arm": "", "seed": ""}
-            found.append({**place, "stage": path.stem, "why": errors[-1].removeprefix("error: ")})
-    return sorted(found, key=lambda failure: (order.get(failure["stage"], 5), *failure.values()))
-
-
-def why_missing(failed: list[dict[str, str]], experiment: str, arm: str, measure: str) -> str:
-    """Why an output is missing: the furthest-upstream failure on its road."""
-    for failure in failed:
-        stage = failure["stage"]
-        before = stage in ROAD or stage == measure or (measure == "fid" and stage in FID_ROAD)
-        if before and failure["experiment"] in ("", experiment) and failure["arm"] in ("", arm):
-            return f"not run: {stage} failed: {failure['why']}"
-    return NOT_YET
-
-
-def provenance(folder: Path, files: list[dict[str, Any]]) -> pd.DataFrame:
-    """A row for each stage that ran, with its scores; the index holds the ids that seeds link to."""
-    scored = {file["file"].with_suffix(""): file for file in files}
-    records = {path.with_name(path.name.removesuffix(".run.jsonl")) for path in folder.glob("*/**/*.run.jsonl")}
-    rows, ids = [], []
-    for path in sorted({*scored, *records}):
-        place, file = place_of(folder, path), scored.get(path, {"scores": [], "provenance": {}})
-        head, seconds = record(path)
-        origin = {**head, "seconds": seconds, **file["provenance"]}
-        numbers = [f"{score['model']} {score['name']} {score['labels'] or ''} {score['value']:.6g}"
-                   for score in file["scores"]]
-        sent = next(path.parent.glob(f"{path.name}.*sent"), None)
-        ids.append(anchor(place["experiment"], place["arm"], path.name, place["seed"]))
-        rows.append({
-            "Experiment": place["experiment"], "Arm": place["arm"], "Seed": place["seed"], "Stage": path.name,
-            "Commit": origin.get("commit", "")[:10] + (" + changes" if origin.get("dirty") else ""),
-            **{key.capitalize(): origin.get(key, "") for key in ("params", "lock", "device", "torch", "seconds")},
-            "Inputs": ", ".join(f"{name} {value}" for name, value in origin.get("inputs", {}).items()),
-            "MLflow run": sent.read_text().split(" ")[0] if sent else "",
-            "Command": origin.get("command", ""), "Scores": "; ".join(numbers)})
-    return pd.DataFrame(rows, index=ids)
-
-
-def record(path: Path) -> tuple[dict[str, Any], float | str]:
-    """A stage's provenance and its wall time in seconds, from its record; empty for one that has not ended."""
-    with suppress(OSError, ValueError, KeyError, IndexError):
-        lines = path.with_name(f"{path.name}.run.jsonl").read_text().splitlines()
-        first, last = json.loads(lines[0]), json.loads(lines[-1])
-        if last["kind"] == "end":
-            return first["provenance"], round((last["time"] - first["time"]) / 1000, 1)
-    return {}, ""
 
 
 def content(profile: str, build: Path, out: Path) -> list[Section]:
@@ -223,7 +157,7 @@ def provenance_blocks(origins: pd.DataFrame) -> list[Any]:
         return [Text(NOT_YET, "missing")]
     commits = ", ".join(sorted({commit for commit in origins["Commit"] if commit})) or "none yet"
     return [Text(f"Commits behind the numbers: {commits}. Parameters, inputs and lock are the first 16 digits of "
-                 "SHA-256 hashes. A training stage's own provenance is inside its checkpoint."),
+                 "SHA-256 hashes."),
             Table("provenance", f"Where every number comes from ({len(origins)} stages)", origins, folded=True)]
 
 

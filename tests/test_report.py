@@ -14,7 +14,7 @@ import pytest
 from eval.score import Score, ScoreFile
 from fce import params
 from fce.stage import UserError
-from reports import build, tables
+from reports import build, origins, tables
 
 PAPER = build.read_paper()
 TABLE1, TABLE2 = PAPER["values"]
@@ -194,11 +194,11 @@ def test_missing_numbers_say_why_from_the_furthest_upstream_log(tmp_path):
     for log, message in logs.items():
         (tmp_path / log).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / log).write_text(f"12:00:00 INFO hello\nerror: {message}\n")
-    failed = build.failures(tmp_path / "full")
-    assert build.why_missing(failed, "cifar10", "joint", "fid") == "not run: data failed: no <b>archive</b>"
-    assert build.why_missing(failed, "svhn", "residual", "probe") == "not run: joint failed: diverged"
-    assert build.why_missing(failed, "svhn", "joint", "fid") == "not run: weights failed: no Inception"
-    assert build.why_missing(failed, "svhn", "joint", "bits_per_dim") == "not run yet"
+    failed = origins.failures(tmp_path / "full")
+    assert origins.why_missing(failed, "cifar10", "joint", "fid") == "not run: data failed: no <b>archive</b>"
+    assert origins.why_missing(failed, "svhn", "residual", "probe") == "not run: joint failed: diverged"
+    assert origins.why_missing(failed, "svhn", "joint", "fid") == "not run: weights failed: no Inception"
+    assert origins.why_missing(failed, "svhn", "joint", "bits_per_dim") == "not run yet"
     html = page(tmp_path, "full")
     assert "data failed: no &lt;b&gt;archive&lt;/b&gt;" in html and "no <b>" not in html
     assert "41.7 ± 1.6" in html
