@@ -4,8 +4,6 @@ The EBM ascends V (eq. 4) with the flow's samples and densities held fixed; the 
 gradients through x = g(z), through log q(g(z)) and through log q(x).
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -14,12 +12,12 @@ from fce.energy import EnergyModel, make_energy
 from fce.flow.glow import Gaussian, Glow
 from fce.objective import accuracy, calibrate, value
 from fce.optim import lr_factor, make_optimizer, set_lr
-from fce.pretrain import load_flow, start_flow
+from fce.pretrain import initial_batch, load_flow, start_flow
 from fce.progress import log
 from fce.stage import Job, Stopped
 from fce.state import load
 
-CALIBRATION = 4096  # points for the start's constants
+CALIBRATION = 20  # minibatches of each class for the start's constant c
 AHEAD = 16  # minibatches drawn in one pass while the flow stands still
 
 
@@ -50,7 +48,7 @@ class Game:
     def make_noise(self) -> Glow | Gaussian:
         if self.settings["noise"] == "gaussian":
             noise = Gaussian((2,) if isinstance(self.data, Points) else self.data.shape).to(self.job.device)
-            noise.initialize(self.data.batch(CALIBRATION, self.generator))
+            noise.initialize(initial_batch(self.data, self.generator))
             return noise
         if self.settings["start"] == "random":
             return start_flow(self.data, self.job.params["flow"], self.generator, self.job.device)
@@ -89,7 +87,7 @@ class Game:
             )
             self.ebm_clipped = 0
             self.ebm_optimizer.state.clear()
-        w_data, w_gen = self.ratios(CALIBRATION if isinstance(self.data, Points) else 1024)
+        w_data, w_gen = self.ratios()
         with torch.no_grad():
             shift = calibrate(w_data, w_gen)
             self.energy.c.add_(shift)
@@ -105,10 +103,10 @@ class Game:
         )
 
     @torch.no_grad()
-    def ratios(self, n: int) -> tuple[Tensor, Tensor]:
-        """w = log p - log q on at least n data points and n samples."""
+    def ratios(self) -> tuple[Tensor, Tensor]:
+        """log p - log q on some minibatches of data and of samples."""
         data, gen = [], []
-        for _ in range(math.ceil(n / self.settings["batch"])):
+        for _ in range(CALIBRATION):
             x, log_q, x_gen, log_q_gen = self.draw()
             data.append(self.energy.log_prob(x) - log_q)
             gen.append(self.energy.log_prob(x_gen) - log_q_gen)

@@ -85,9 +85,13 @@ def start_flow(data: Points | Images, params: dict[str, Any], generator: torch.G
         flow = make_glow(shape, params).to(device)
     except ValueError as error:
         raise UserError(str(error)) from None
-    size = INIT_BATCH if isinstance(data, Points) else min(INIT_BATCH, len(data.images["train"]))
-    flow.initialize(data.batch(size, generator))
+    flow.initialize(initial_batch(data, generator))
     return flow
+
+
+def initial_batch(data: Points | Images, generator: torch.Generator) -> Tensor:
+    """The data that a flow's statistics are initialised on."""
+    return data.batch(INIT_BATCH if isinstance(data, Points) else min(INIT_BATCH, len(data.images["train"])), generator)
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ def test_real_images_go_through_every_stage(name: str, tmp_path: Path) -> None:
             assert bits["data", "bits_per_dim_uniform"] == 8
         else:
             probe = stage("eval.probe", some("probe", "energy"), place / "probe.json", data=data, model=model, seed=0)
-            assert 0 < values(probe)["features", "accuracy"] <= 1
+            assert 0 <= values(probe)["features", "accuracy"] <= 1  # of six test images
 
 
 def cut_down(file: Path, folder: Path) -> Path:
