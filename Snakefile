@@ -75,6 +75,11 @@ def gpu(wildcards):
     return GPU * is_images(wildcards)
 
 
+def device(wildcards):
+    """A GPU is not worth its launches in 2D."""
+    return "auto" if is_images(wildcards) else "cpu"
+
+
 def threads(wildcards):
     """On a CPU, one core for small jobs, four for images of the paper's size."""
     return 4 if is_images(wildcards) and wildcards.profile == "full" and not GPU else 1
@@ -117,9 +122,11 @@ rule pretrain:
     threads: threads
     resources:
         gpu=gpu,
+    params:
+        device=device,
     shell:
         "python -m fce.pretrain --params {input.params} --data {input.data} --seed {wildcards.seed}"
-        " --threads {threads} --out {output.model} > {log} 2>&1"
+        " --device {params.device} --threads {threads} --out {output.model} > {log} 2>&1"
 
 
 rule joint:
@@ -139,10 +146,11 @@ rule joint:
     resources:
         gpu=gpu,
     params:
+        device=device,
         flow=lambda wildcards, input: f"--flow {input.flow}" if input.flow else "",
     shell:
         "python -m fce.joint --params {input.params} --data {input.data} {params.flow} --seed {wildcards.seed}"
-        " --threads {threads} --out {output.model} > {log} 2>&1"
+        " --device {params.device} --threads {threads} --out {output.model} > {log} 2>&1"
 
 
 rule density:
@@ -158,7 +166,7 @@ rule density:
         RUN + "{arm}/density.log",
     shell:
         "python -m eval.density --params {input.params} --data {input.data} --model {input.model}"
-        " --seed {wildcards.seed} --threads {threads} --out {output.scores} > {log} 2>&1"
+        " --seed {wildcards.seed} --device cpu --threads {threads} --out {output.scores} > {log} 2>&1"
 
 
 rule classifier:

@@ -8,15 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fce.flow.glow import Glow
-
-
-def halvings(side: int, most: int) -> int:
-    """How often the EBM's strides halve an image: at most `most` times, while the side is even and 2 or more remain."""
-    count = 0
-    while count < most and side % 2 == 0 and side // 2 >= 2:
-        side, count = side // 2, count + 1
-    return count
+from fce.flow.glow import Glow, halvings
 
 
 class EnergyModel(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 from fce.data.data import Points
 from fce.data.toy import grid, log_mass
 from fce.energy import EnergyModel, make_energy
-from fce.flow.glow import Gaussian, Glow
+from fce.flow.glow import Gaussian, Glow, make_glow
 from fce.game import Game
 from fce.objective import Switch
 from fce.optim import Average
@@ -97,10 +97,10 @@ def load_models(path: Path, device: str, weights: str = "averaged") -> tuple[Ene
     checkpoint = load(path)
     suffix = "" if weights == "averaged" else "_raw"
     shape, joint = tuple(checkpoint["shape"]), checkpoint["joint_params"]
-    base = Glow(shape, **checkpoint["flow_params"]) if joint["energy"] == "residual" else None
+    base = make_glow(shape, checkpoint["flow_params"]) if joint["energy"] == "residual" else None
     energy = make_energy(shape, checkpoint["energy_params"], base)
     energy.load_state_dict(checkpoint[f"energy{suffix}"])
-    noise = Gaussian(shape) if joint["noise"] == "gaussian" else Glow(shape, **checkpoint["flow_params"])
+    noise = Gaussian(shape) if joint["noise"] == "gaussian" else make_glow(shape, checkpoint["flow_params"])
     noise.load_state_dict(checkpoint[f"flow{suffix}"])
     return energy.eval().requires_grad_(False).to(device), noise.eval().requires_grad_(False).to(device)
 

@@ -14,7 +14,7 @@ from fce.data.images import bits_per_dim
 from fce.flow.glow import Glow, make_glow
 from fce.optim import Average, lr_factor, make_optimizer, set_lr
 from fce.progress import log, steps
-from fce.stage import Job, Stopped, UserError, main
+from fce.stage import Job, Stopped, main
 from fce.state import atomic, save
 
 INIT_BATCH = 1024  # points or images for the data-dependent initialisation (openai/glow: 256)
@@ -81,10 +81,7 @@ def run(job: Job) -> None:
 def start_flow(data: Points | Images, params: dict[str, Any], generator: torch.Generator, device: str) -> Glow:
     """A Glow with its weights drawn and its actnorms initialised on data."""
     shape = (2,) if isinstance(data, Points) else data.shape
-    try:
-        flow = make_glow(shape, params).to(device)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    flow = make_glow(shape, params).to(device)
     flow.initialize(initial_batch(data, generator))
     return flow
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fce.energy import EnergyModel, Residual, halvings, make_energy
-from fce.flow.glow import Glow
+from fce.data.images import padded
+from fce.energy import EnergyModel, Residual, make_energy
+from fce.flow.glow import Glow, halvings, make_glow
 
 IMAGE = {"layers": "conv", "widths": [64, 128, 256], "slope": 0.2}
 POINT = {"layers": "fc", "widths": [128, 128, 128], "slope": 0.2}
@@ -116,3 +117,13 @@ def test_residual_passes_gradients_through_q0_to_x():
     through_model = torch.autograd.grad(model(x).sum(), x)[0]
     assert through_model.abs().max() > 0
     assert torch.allclose(through_model, torch.autograd.grad(base.log_prob(x).sum(), x)[0])
+
+
+@pytest.mark.parametrize(("side", "levels"), [(8, 2), (16, 3), (28, 3), (32, 3), (64, 3)])
+def test_glow_has_as_many_levels_as_the_side_allows(side, levels):
+    seen = padded(side)
+    flow = {"levels": 3, "steps": 1, "width": 4, "layers": "conv", "coupling": "additive"}
+    glow = make_glow((1, seen, seen), {**flow, "scale_floor": 0.0, "input": "centered"})
+    assert len(glow.levels) == levels
+    assert glow.latents[-1][1:] == (seen // 2**levels,) * 2
+    assert sum(latent[0] * latent[1] * latent[2] for latent in glow.latents) == seen**2

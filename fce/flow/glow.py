@@ -208,6 +208,18 @@ class Gaussian(nn.Module):
         return self.rsample_with_log_prob(n, temperature, generator)[0]
 
 
+def halvings(side: int, most: int) -> int:
+    """How often an image is halved, by the flow's levels and by the EBM's strides: the one rule for every size.
+
+    At most `most` times, while the side is even and 2 or more remain: 8 -> 2 times, 16, 32 and 64 -> 3 of 3.
+    """
+    count = 0
+    while count < most and side % 2 == 0 and side // 2 >= 2:
+        side, count = side // 2, count + 1
+    return count
+
+
 def make_glow(shape: tuple[int, ...], flow: dict[str, Any]) -> Glow:
-    """Glow from a `flow:` section of params.yaml."""
-    return Glow(shape, **flow)
+    """Glow from a `flow:` section of params.yaml; small images get fewer levels than it asks for."""
+    levels = halvings(shape[1], flow["levels"]) if flow["layers"] == "conv" else flow["levels"]
+    return Glow(shape, **{**flow, "levels": levels})
