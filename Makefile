@@ -26,9 +26,6 @@ full: install  ## the full reproduction (hours; images want a GPU)
 test: install  ## the tests
 	python -m pytest
 
-test-all: install  ## the tests, the slow ones too
-	python -m pytest -m ""
-
 lint: install  ## ruff and mypy
 	ruff check . && mypy fce eval reports
 
@@ -38,7 +35,7 @@ ui: install  ## send what MLflow does not have yet; then its UI on loopback
 	mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
 pull: install  ## outputs from the DVC remote, marked as up to date for Snakemake too
-	dvc pull && snakemake --cores 1 --touch quick full
+	dvc pull --allow-missing && snakemake --cores 1 --touch quick full
 
 lock: pyproject.toml  ## refresh the lock files (envs/README.md)
 	$(VENV)/bin/uv pip compile pyproject.toml --extra dev --extra slurm --python-version 3.11 --generate-hashes \
@@ -48,5 +45,5 @@ lock: pyproject.toml  ## refresh the lock files (envs/README.md)
 clean:  ## remove what the project made, but the environment and what is published
 	rm -rf build .snakemake mlflow.db
 
-.PHONY: help install quick full test test-all lint ui pull lock clean
+.PHONY: help install quick full test lint ui pull lock clean
 .DEFAULT_GOAL := help
