@@ -33,13 +33,18 @@ def of_kind(profile, kind):
 def scores(profile):
     """Every score file of a profile."""
     seeds = PARAMS.profiles[profile].seeds
-    toy = expand(RUN + "{arm}/density.json", profile=profile, experiment=of_kind(profile, "toy"), seed=seeds,
+    toy = expand(RUN + "{arm}/density.json", profile=profile, experiment=of_kind(profile, "toy"), seed=seeds.toy,
                  arm=["mle", *ARMS["toy"]])
-    flows = expand(RUN + "{arm}/{measure}.json", profile=profile, experiment=of_kind(profile, "images"), seed=seeds,
+    flows = expand(RUN + "{arm}/{measure}.json", profile=profile, experiment=of_kind(profile, "images"), seed=seeds.images,
                    arm=["mle", *ARMS["images"]], measure=["bits_per_dim", "fid"])
-    features = expand(RUN + "{arm}/probe.json", profile=profile, experiment=of_kind(profile, "images"), seed=seeds,
+    features = expand(RUN + "{arm}/probe.json", profile=profile, experiment=of_kind(profile, "images"), seed=seeds.images,
                       arm=["random-init", *ARMS["images"]])
     return toy + flows + features
+
+
+def names(kind):
+    """A pattern of the experiments of one kind, in any profile."""
+    return "|".join(dict.fromkeys(name for profile in PARAMS.profiles for name in of_kind(profile, kind))) or "none"
 
 
 def model(wildcards):
@@ -53,6 +58,11 @@ def setting(wildcards, *keys):
     for key in keys:
         value = value[key] if isinstance(value, dict) else getattr(value, key)
     return value
+
+
+def each(path):
+    """A path in which {seed} and {arm} stay as they are: the stage puts in each of its own."""
+    return lambda wildcards: path.replace("{experiment}", wildcards.experiment)
 
 
 def needs_flow(wildcards):
@@ -73,11 +83,6 @@ def is_images(wildcards):
 
 def gpu(wildcards):
     return GPU * is_images(wildcards)
-
-
-def device(wildcards):
-    """A GPU is not worth its launches in 2D."""
-    return "auto" if is_images(wildcards) else "cpu"
 
 
 def threads(wildcards):
@@ -119,14 +124,14 @@ rule pretrain:
         RUN + "pretrain.log",
     benchmark:
         RUN + "pretrain.benchmark.tsv"
+    wildcard_constraints:
+        experiment=names("images"),
     threads: threads
     resources:
         gpu=gpu,
-    params:
-        device=device,
     shell:
         "python -m fce.pretrain --params {input.params} --data {input.data} --seed {wildcards.seed}"
-        " --device {params.device} --threads {threads} --out {output.model} > {log} 2>&1"
+        " --threads {threads} --out {output.model} > {log} 2>&1"
 
 
 rule joint:
@@ -142,15 +147,71 @@ rule joint:
         RUN + "{arm}/joint.log",
     benchmark:
         RUN + "{arm}/joint.benchmark.tsv"
+    wildcard_constraints:
+        experiment=names("images"),
     threads: threads
     resources:
         gpu=gpu,
     params:
-        device=device,
         flow=lambda wildcards, input: f"--flow {input.flow}" if input.flow else "",
     shell:
         "python -m fce.joint --params {input.params} --data {input.data} {params.flow} --seed {wildcards.seed}"
-        " --device {params.device} --threads {threads} --out {output.model} > {log} 2>&1"
+        " --threads {threads} --out {output.model} > {log} 2>&1"
+
+
+# A 2D density trains its seeds and arms side by side, in one process. Outputs can't depend on wildcards in number, and
+# the profiles' seeds differ: so each profile has its own rules.
+for profile, settings in PARAMS.profiles.items():
+    TOY = f"build/{profile}/{{experiment}}/"
+    SEED = TOY + "seed-{seed}/"
+
+    rule:
+        name: f"{profile}_pretrain_2d"
+        input:
+            code=sources("fce/pretrain.py"),
+            params=TOY + "params/pretrain.json",
+            data=TOY + "data.npz",
+        output:
+            models=expand(SEED + "pretrain.pt", seed=settings.seeds.toy, allow_missing=True),
+            curves=expand(SEED + "pretrain.csv", seed=settings.seeds.toy, allow_missing=True),
+        log:
+            TOY + "pretrain.log",
+        benchmark:
+            TOY + "pretrain.benchmark.tsv"
+        wildcard_constraints:
+            experiment=names("toy"),
+        params:
+            seeds=settings.seeds.toy,
+            out=each(SEED + "pretrain.pt"),
+        shell:
+            "python -m fce.pretrain --params {input.params} --data {input.data} --seed {params.seeds}"
+            " --device cpu --threads 1 --out '{params.out}' > {log} 2>&1"
+
+    rule:
+        name: f"{profile}_joint_2d"
+        input:
+            code=sources("fce/joint.py"),
+            params=expand(TOY + "params/joint/{arm}.json", arm=ARMS["toy"], allow_missing=True),
+            data=TOY + "data.npz",
+            flows=expand(SEED + "pretrain.pt", seed=settings.seeds.toy, allow_missing=True),
+        output:
+            models=expand(SEED + "{arm}/joint.pt", seed=settings.seeds.toy, arm=ARMS["toy"], allow_missing=True),
+            curves=expand(SEED + "{arm}/joint.csv", seed=settings.seeds.toy, arm=ARMS["toy"], allow_missing=True),
+        log:
+            TOY + "joint.log",
+        benchmark:
+            TOY + "joint.benchmark.tsv"
+        wildcard_constraints:
+            experiment=names("toy"),
+        params:
+            seeds=settings.seeds.toy,
+            arms=ARMS["toy"],
+            slices=each(TOY + "params/joint/{arm}.json"),
+            flows=each(SEED + "pretrain.pt"),
+            out=each(SEED + "{arm}/joint.pt"),
+        shell:
+            "python -m fce.joint --params '{params.slices}' --data {input.data} --flow '{params.flows}'"
+            " --seed {params.seeds} --arm {params.arms} --device cpu --threads 1 --out '{params.out}' > {log} 2>&1"
 
 
 rule density:

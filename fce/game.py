@@ -1,72 +1,89 @@
 """The two players of flow contrastive estimation (section 2.3), and one update of each.
 
 The EBM ascends V (eq. 4) with the flow's samples and densities held fixed; the flow descends the same V, with
-gradients through x = g(z), through log q(g(z)) and through log q(x).
+gradients through x = g(z), through log q(g(z)) and through log q(x). Runs of equal settings play side by side:
+tensors have a leading dimension S, the runs; a single run is a stack of one.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fce.data.data import Points, open_data
-from fce.energy import EnergyModel, make_energy
+from fce.data.data import Images, Points, open_data
+from fce.energy import make_energy
 from fce.flow.glow import Gaussian, Glow
 from fce.objective import accuracy, calibrate, value
 from fce.optim import lr_factor, make_optimizer, set_lr
 from fce.pretrain import initial_batch, load_flow, start_flow
 from fce.progress import log
+from fce.stack import Stack
 from fce.stage import Job, Stopped
 from fce.state import load
 
 CALIBRATION = 20  # minibatches of each class for the start's constant c
 AHEAD = 16  # minibatches drawn in one pass while the flow stands still
 
-
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # x, log q(x), x~, log q(x~)
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # x [S, B, ...], log q(x) [S, B], x~, log q(x~)
 
 
 class Game:
-    """The two players, their optimisers and averages, and one update of each."""
+    """The two players of each run, their optimisers, and one update of each."""
 
-    def __init__(self, job: Job):
-        self.job, self.settings = job, job.params["joint"]
-        self.data = open_data(job.inputs["data"], job.params["data"], job.device)
-        self.generator = torch.Generator().manual_seed(job.seed_for("batches"))
-        self.noise = self.make_noise()
-        base = load_flow(load(job.need("flow"))).to(job.device) if self.settings["energy"] == "residual" else None
-        self.energy = make_energy(self.noise.shape, job.params["energy"], base).to(job.device)
+    def __init__(self, jobs: list[Job]):
+        self.jobs, self.settings = jobs, jobs[0].params["joint"]
+        self.device = jobs[0].device
+        self.data = [open_data(job.inputs["data"], job.params["data"], job.device) for job in jobs]
+        self.generators = [torch.Generator().manual_seed(job.seed_for("batches")) for job in jobs]
+        noises: list[Glow | Gaussian] = []
+        energies = []
+        for job, data, generator in zip(jobs, self.data, self.generators, strict=True):
+            torch.manual_seed(job.seed_for("torch"))
+            noises.append(make_noise(job, data, generator))
+            base = load_flow(load(job.need("flow"))).to(job.device) if self.settings["energy"] == "residual" else None
+            energies.append(make_energy(noises[-1].shape, job.params["energy"], base).to(job.device))
+        self.shape, self.dims = noises[0].shape, noises[0].dims
+        self.noise, self.energy = Stack(noises), Stack(energies)
         self.learns = self.settings["noise"] == "flow"
-        self.ebm_parameters = [p for name, p in self.energy.named_parameters() if name != "c" and p.requires_grad]
+        weights = [p for name, p in self.energy.learned.items() if name != "c"]
+        groups = [{"params": weights}, {"params": [self.energy.learned["c"]]}]
         self.ebm_lrs = [self.settings["ebm_lr"], self.settings["c_lr"]]
-        self.ebm_optimizer = make_optimizer("adam", [{"params": self.ebm_parameters}, {"params": [self.energy.c]}], 1.0)
-        self.flow_optimizer = make_optimizer("adamax", self.noise.parameters(), 1.0) if self.learns else None
-        self.ebm_updates = self.flow_updates = self.ebm_clipped = self.flow_clipped = self.dropped = 0
-        self.last: dict[str, float] = {}
+        self.ebm_optimizer = make_optimizer("adam", groups, 1.0)
+        self.flow_optimizer = make_optimizer("adamax", self.noise.learned.values(), 1.0) if self.learns else None
+        self.ebm_updates = self.flow_updates = 0
+        self.ebm_clipped, self.flow_clipped, self.dropped = torch.zeros(3, len(jobs), dtype=torch.long)
+        self.last: dict[str, list[float]] = {}
         # While the flow stands still, several minibatches are drawn in one pass: the same law, less overhead.
         self.stock: list[Batch] = []
         self.ahead = AHEAD
 
-    def make_noise(self) -> Glow | Gaussian:
-        if self.settings["noise"] == "gaussian":
-            noise = Gaussian((2,) if isinstance(self.data, Points) else self.data.shape).to(self.job.device)
-            noise.initialize(initial_batch(self.data, self.generator))
-            return noise
-        if self.settings["start"] == "random":
-            return start_flow(self.data, self.job.params["flow"], self.generator, self.job.device)
-        return load_flow(load(self.job.need("flow"))).to(self.job.device)
+    def points(self, batches: int = 1) -> Tensor:
+        """Training data [S, batches * B, ...] of each run."""
+        pairs = list(zip(self.data, self.generators, strict=True))
+        parts = [[data.batch(self.settings["batch"], g) for _ in range(batches)] for data, g in pairs]
+        return torch.stack([torch.cat(part) for part in parts])
+
+    def eps(self, n: int) -> Tensor:
+        """Standard normal noise [S, n, D]."""
+        return torch.stack([torch.randn(n, self.dims, generator=g) for g in self.generators]).to(self.device)
 
     @torch.no_grad()
     def draw(self) -> Batch:
-        """A minibatch of data and one of samples, each with its log q; non-finite samples are counted and left out."""
+        """A minibatch of data and one of samples, each with its log q; samples are finite."""
         if not self.stock:
-            x = torch.cat([self.data.batch(self.settings["batch"], self.generator) for _ in range(self.ahead)])
-            x_gen, log_q_gen = self.noise.rsample_with_log_prob(len(x))
-            keep = finite(x_gen, log_q_gen)
-            self.dropped += int((~keep).sum())
-            if keep.sum() < self.ahead:
-                raise Stopped("the flow's samples are not finite; raise flow.scale_floor or lower joint.flow_lr")
-            parts = (x, self.noise.log_prob(x), x_gen[keep], log_q_gen[keep])
-            self.stock = list(zip(*(part.tensor_split(self.ahead) for part in parts), strict=True))
+            x = self.points(self.ahead)
+            x_gen, log_q_gen = self.noise("decode", self.eps(x.shape[1]))
+            which = self.choose_finite(x_gen, log_q_gen)
+            parts = (x, self.noise.log_prob(x), take(x_gen, which), take(log_q_gen, which))
+            self.stock = list(zip(*(part.tensor_split(self.ahead, 1) for part in parts), strict=True))
         return self.stock.pop()
+
+    def choose_finite(self, x: Tensor, log_q: Tensor) -> Tensor:
+        """Indices [S, n] of finite samples; another finite one stands where a sample is not, and it is counted."""
+        keep = x.flatten(2).isfinite().all(2) & log_q.isfinite()
+        self.dropped += (~keep).sum(1).cpu()
+        if (keep.sum(1) < 0.5 * keep.shape[1]).any():
+            raise Stopped("most of the flow's samples are not finite; raise flow.scale_floor or lower joint.flow_lr")
+        return torch.stack([index.nonzero()[:, 0][torch.arange(len(index)) % index.sum().cpu()] if not index.all()
+                            else torch.arange(len(index), device=x.device) for index in keep])
 
     def start(self) -> None:
         """Give f a start onto log q by regression where asked, then c by root-finding."""
@@ -74,33 +91,33 @@ class Game:
         if total:
             _, log_q, _, log_q_gen = self.draw()
             with torch.no_grad():
-                self.energy.c.fill_(-torch.cat([log_q, log_q_gen]).mean())
+                self.energy.learned["c"].copy_(self.scalar(-torch.cat([log_q, log_q_gen], 1).mean(1)))
             for step in range(total):
                 x, log_q, x_gen, log_q_gen = self.draw()
-                residual = self.energy.log_prob(torch.cat([x, x_gen])) - torch.cat([log_q, log_q_gen])
+                residual = self.energy.log_prob(torch.cat([x, x_gen], 1)) - torch.cat([log_q, log_q_gen], 1)
                 set_lr(self.ebm_optimizer, self.ebm_lrs, lr_factor("cosine", 0, step, step / total))
-                self.step_ebm(residual.square().mean())
-            log.info(
-                "warm start: f - c follows log q to %.3g nats rms after %d steps",
-                residual.detach().square().mean().sqrt().item(),
-                total,
-            )
-            self.ebm_clipped = 0
+                self.step_ebm(residual.square().mean(1))
+            rms = residual.detach().square().mean(1).sqrt().tolist()
+            log.info("warm start: f - c follows log q to %s nats rms after %d steps", words(rms), total)
+            self.ebm_clipped.zero_()
             self.ebm_optimizer.state.clear()
         w_data, w_gen = self.ratios()
+        shift = torch.tensor([calibrate(*pair) for pair in zip(w_data, w_gen, strict=True)], device=self.device)
         with torch.no_grad():
-            shift = calibrate(w_data, w_gen)
-            self.energy.c.add_(shift)
-        spread = torch.cat([w_data, w_gen]) - shift
-        self.limit = self.settings["alarms"]["ratio_growth"] * max(
-            spread.abs().mean().item(), self.settings["alarms"]["ratio_floor"]
-        )
-        log.info(
-            "start: c = %.4g, mean |r| = %.3g nats; the alarm is set at %.3g",
-            self.energy.c.item(),
-            spread.abs().mean().item(),
-            self.limit,
-        )
+            self.energy.learned["c"].add_(self.scalar(shift.float()))
+        spread = (torch.cat([w_data, w_gen], 1) - shift[:, None]).abs().mean(1).cpu()
+        limits = self.settings["alarms"]
+        self.limit = limits["ratio_growth"] * spread.clamp(min=limits["ratio_floor"])
+        log.info("start: c = %s, mean |r| = %s nats; the alarm is set at %s", words(self.constants()),
+                 words(spread.tolist()), words(self.limit.tolist()))
+
+    def scalar(self, values: Tensor) -> Tensor:
+        """Values [S] in the shape of the runs' constants c."""
+        return values.view(self.energy.learned["c"].shape)
+
+    def constants(self) -> list[float]:
+        constants: list[float] = self.energy.learned["c"].detach().flatten().tolist()
+        return constants
 
     @torch.no_grad()
     def ratios(self) -> tuple[Tensor, Tensor]:
@@ -110,13 +127,12 @@ class Game:
             x, log_q, x_gen, log_q_gen = self.draw()
             data.append(self.energy.log_prob(x) - log_q)
             gen.append(self.energy.log_prob(x_gen) - log_q_gen)
-        return torch.cat(data), torch.cat(gen)
+        return torch.cat(data, 1), torch.cat(gen, 1)
 
     def update_ebm(self) -> float:
         """One ascent of V by the EBM; returns the classification accuracy."""
         x, log_q, x_gen, log_q_gen = self.draw()
-        both = self.energy.log_prob(torch.cat([x, x_gen]))
-        log_p, log_p_gen = both[: len(x)], both[len(x) :]
+        log_p, log_p_gen = self.energy.log_prob(torch.cat([x, x_gen], 1)).split([x.shape[1], x_gen.shape[1]], 1)
         v = value(log_p, log_q, log_p_gen, log_q_gen)
         set_lr(self.ebm_optimizer, self.ebm_lrs, self.factor(0, self.ebm_updates))
         require_finite(v)
@@ -125,38 +141,27 @@ class Game:
         return self.note(v, log_p - log_q, log_p_gen - log_q_gen)
 
     def step_ebm(self, loss: Tensor) -> None:
-        self.ebm_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.ebm_parameters, self.settings["ebm_clip"])
-        self.ebm_clipped += bool(norm > self.settings["ebm_clip"])
+        self.energy.backward(loss)
+        norms = self.energy.clip(self.settings["ebm_clip"], but=["c"])
+        self.ebm_clipped += (norms > self.settings["ebm_clip"]).cpu()
         self.ebm_optimizer.step()
 
     def update_flow(self) -> float:
-        """One descent of V by the flow; the EBM's weights stand still, but gradients pass through it to x."""
+        """One descent of V by the flow; gradients pass through the EBM to x, and leave its weights alone."""
         assert self.flow_optimizer is not None
-        assert isinstance(self.noise, Glow)
-        x = self.data.batch(self.settings["batch"], self.generator)
-        eps = torch.randn(len(x), self.noise.dims).to(x.device)
-        self.energy.requires_grad_(False)
+        x = self.points()
+        eps = self.eps(x.shape[1])
         v, r_data, r_gen = flow_value(self.energy, self.noise, x, eps)
-        if not v.isfinite():  # a NaN poisons the gradient even where it is masked: decode the others anew
+        if not v.isfinite().all():  # a NaN poisons the gradient even where it is masked: decode the others anew
             with torch.no_grad():
-                keep = finite(*self.noise.decode(eps))
-            self.dropped += int((~keep).sum())
-            v, r_data, r_gen = flow_value(self.energy, self.noise, x, eps[keep])
+                which = self.choose_finite(*self.noise("decode", eps))
+            v, r_data, r_gen = flow_value(self.energy, self.noise, x, take(eps, which))
         require_finite(v)
-        self.flow_optimizer.zero_grad(set_to_none=True)
-        v.backward()
-        self.energy.c.requires_grad_(True)
-        for parameter in self.ebm_parameters:
-            parameter.requires_grad_(True)
-        norm = nn.utils.clip_grad_norm_(self.noise.parameters(), self.settings["flow_clip"])
-        self.flow_clipped += bool(norm > self.settings["flow_clip"])
-        set_lr(
-            self.flow_optimizer,
-            [self.settings["flow_lr"]],
-            self.factor(self.settings["flow_warmup"], self.flow_updates),
-        )
+        self.noise.backward(v)
+        norms = self.noise.clip(self.settings["flow_clip"])
+        self.flow_clipped += (norms > self.settings["flow_clip"]).cpu()
+        factor = self.factor(self.settings["flow_warmup"], self.flow_updates)
+        set_lr(self.flow_optimizer, [self.settings["flow_lr"]], factor)
         self.flow_optimizer.step()
         self.flow_updates += 1
         self.stock.clear()  # drawn from the flow as it was
@@ -167,73 +172,100 @@ class Game:
         return lr_factor(self.settings["decay"], warmup, update, self.ebm_updates / self.settings["ebm_updates"])
 
     def note(self, v: Tensor, r_data: Tensor, r_gen: Tensor) -> float:
-        """Remember what the last minibatch showed; returns the mean of both classes' accuracies."""
+        """Remember what the last minibatch showed of each run; returns the mean accuracy of classes and runs."""
         with torch.no_grad():
-            size = torch.cat([r_data, r_gen]).abs()
+            size = torch.cat([r_data, r_gen], 1).abs()
             numbers = {
                 "value": v,
                 "accuracy_data": accuracy(r_data, real=True),
                 "accuracy_gen": accuracy(r_gen, real=False),
-                "r_data_mean": r_data.mean(),
-                "r_data_std": r_data.std(),
-                "r_gen_mean": r_gen.mean(),
-                "r_gen_std": r_gen.std(),
-                "r_abs": size.mean(),
-                "saturated": (size > 20).float().mean(),
+                "r_data_mean": r_data.mean(1),
+                "r_data_std": r_data.std(1),
+                "r_gen_mean": r_gen.mean(1),
+                "r_gen_std": r_gen.std(1),
+                "r_abs": size.mean(1),
+                "saturated": (size > 20).float().mean(1),
             }
             self.last = dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
-        return 0.5 * (self.last["accuracy_data"] + self.last["accuracy_gen"])
+        both = self.last["accuracy_data"] + self.last["accuracy_gen"]
+        return sum(both) / len(both)
 
-    def row(self) -> dict[str, float]:
-        """What the last minibatch and the counters say, for the curve."""
-        return {
-            "ebm_updates": self.settings["warm_start"] + self.ebm_updates,  # regression updates the EBM too
-            "flow_updates": self.flow_updates,
-            **self.last,
-            "c": self.energy.c.item(),
-            "ebm_clipped": self.ebm_clipped,
-            "flow_clipped": self.flow_clipped,
-            "dropped": self.dropped,
-        }
+    def rows(self) -> list[dict[str, float]]:
+        """What the last minibatch and the counters say of each run, for its curve."""
+        return [
+            {
+                "ebm_updates": self.settings["warm_start"] + self.ebm_updates,  # regression updates the EBM too
+                "flow_updates": self.flow_updates,
+                **{name: values[i] for name, values in self.last.items()},
+                "c": self.constants()[i],
+                "ebm_clipped": int(self.ebm_clipped[i]),
+                "flow_clipped": int(self.flow_clipped[i]),
+                "dropped": int(self.dropped[i]),
+            }
+            for i in range(len(self.jobs))
+        ]
 
     def watch(self) -> None:
-        """Raise Stopped where the run must not go on."""
+        """Raise Stopped where a run must not go on."""
         limits, last = self.settings["alarms"], self.last
-        if last["saturated"] > 0.9:
-            log.warning(
-                "%.0f %% of the log-ratios are beyond 20 nats: the players hardly learn", 100 * last["saturated"]
-            )
-        if last["r_abs"] > self.limit:
-            raise Stopped(f"mean |log p - log q| is {last['r_abs']:.3g}, over {self.limit:.3g}; lower joint.flow_lr")
-        if self.learns and isinstance(self.noise, Glow):
-            with torch.no_grad():  # in x, not in eps: near the box's walls a logit magnifies float32's rounding
-                x = self.noise.sample(64)
-                x = x[x.flatten(1).isfinite().all(1)]
-                error = (self.noise.decode(self.noise.encode(x)[0])[0] - x).abs().max().item()
-            if error > limits["round_trip"]:
-                raise Stopped(
-                    f"encode then decode is off by {error:.3g}, over {limits['round_trip']}; lower joint.flow_lr"
-                )
-            if (scale := self.noise.max_log_scale().item()) > limits["log_scale"]:
-                raise Stopped(f"a log-scale is {scale:.3g}, over {limits['log_scale']}; lower joint.flow_lr")
+        if max(last["saturated"]) > 0.9:
+            log.warning("%.0f %% of the log-ratios are beyond 20 nats: the players hardly learn",
+                        100 * max(last["saturated"]))
+        for i, (size, limit) in enumerate(zip(last["r_abs"], self.limit.tolist(), strict=True)):
+            if size > limit:
+                raise Stopped(f"mean |log p - log q| is {size:.3g}, over {limit:.3g}, in {self.name(i)}; "
+                              "lower joint.flow_lr")
+        if not self.learns:
+            return
+        with torch.no_grad():  # in x, not in eps: near the box's walls a logit magnifies float32's rounding
+            x = self.noise("decode", self.eps(64))[0]
+            back = self.noise("decode", self.noise("encode", x)[0])[0]
+            error = torch.where(x.isfinite(), back - x, 0).abs().flatten(1).amax(1)
+            scale = self.noise("max_log_scale")
+        for i in range(len(self.jobs)):
+            if error[i] > limits["round_trip"]:
+                raise Stopped(f"encode then decode is off by {error[i].item():.3g}, over {limits['round_trip']}, "
+                              f"in {self.name(i)}; lower joint.flow_lr")
+            if scale[i] > limits["log_scale"]:
+                raise Stopped(f"a log-scale is {scale[i].item():.3g}, over {limits['log_scale']}, in {self.name(i)}; "
+                              "lower joint.flow_lr")
+
+    def name(self, i: int) -> str:
+        return f"{self.jobs[i].tags.get('arm', 'the run')}, seed {self.jobs[i].seed}"
 
 
-def flow_value(energy: EnergyModel, flow: Glow, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """V (eq. 4) with the gradients that the flow needs, and r = log p - log q on data x and on samples g(eps).
+def make_noise(job: Job, data: Points | Images, generator: torch.Generator) -> Glow | Gaussian:
+    """The noise model that a run starts with."""
+    settings = job.params["joint"]
+    if settings["noise"] == "gaussian":
+        noise = Gaussian((2,) if isinstance(data, Points) else data.shape).to(job.device)
+        noise.initialize(initial_batch(data, generator))
+        return noise
+    if settings["start"] == "random":
+        return start_flow(data, job.params["flow"], generator, job.device)
+    return load_flow(load(job.need("flow"))).to(job.device)
+
+
+def flow_value(energy: Stack, flow: Stack, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """V (eq. 4) [S] with the gradients that the flow needs, and r = log p - log q on data x and on samples g(eps).
 
     They pass through x~ = g(eps) into f, through log q(x~), which comes with the sample, and through log q(x).
     """
-    x_gen, log_q_gen = flow.decode(eps)
+    x_gen, log_q_gen = flow("decode", eps)
     log_q = flow.log_prob(x)
-    log_p, log_p_gen = energy.log_prob(x), energy.log_prob(x_gen)
+    log_p, log_p_gen = energy.log_prob(torch.cat([x, x_gen], 1)).split([x.shape[1], x_gen.shape[1]], 1)
     return value(log_p, log_q, log_p_gen, log_q_gen), log_p - log_q, log_p_gen - log_q_gen
 
 
+def take(values: Tensor, which: Tensor) -> Tensor:
+    """values[s, which[s]] for each run s."""
+    return torch.stack([each[index] for each, index in zip(values, which, strict=True)])
+
+
 def require_finite(v: Tensor) -> None:
-    if not v.isfinite():
-        raise Stopped(f"V is {v.item()}; lower joint.flow_lr and joint.ebm_lr")
+    if not v.isfinite().all():
+        raise Stopped(f"V is {v.tolist()}; lower joint.flow_lr and joint.ebm_lr")
 
 
-def finite(x: Tensor, log_q: Tensor) -> Tensor:
-    """Which samples [B] are finite, with their log q."""
-    return x.flatten(1).isfinite().all(1) & log_q.isfinite()
+def words(values: list[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)

@@ -17,12 +17,31 @@ from fce.objective import Switch
 from fce.optim import Average
 from fce.pretrain import write_csv
 from fce.progress import Progress, log
-from fce.stage import Job, Stopped, main
+from fce.stage import Job, Stopped, digest, main
 from fce.state import load, save
 
+TRUTH_POINTS = 150  # cells along a side of the grid that normalises the EBM in the curves
 
-def run(job: Job) -> None:
-    game = Game(job)
+
+def run(jobs: list[Job]) -> None:
+    for group in side_by_side(jobs):
+        train(group)
+
+
+def side_by_side(jobs: list[Job]) -> list[list[Job]]:
+    """Runs that can share each step: equal settings, but for the start; by the accuracy rule each has its own turns."""
+    groups: dict[Any, list[Job]] = {}
+    for job in jobs:
+        settings = {**job.params["joint"], "start": None}
+        alone = id(job) if settings["rule"] == "accuracy" else None
+        groups.setdefault((digest(settings), alone), []).append(job)
+    return list(groups.values())
+
+
+def train(jobs: list[Job]) -> None:
+    """FCE of some runs of equal settings."""
+    started = time.process_time()
+    game = Game(jobs)
     game.start()
     settings = game.settings
     averages = Average(game.energy, settings["ema"]), Average(game.noise, settings["ema"])
@@ -33,63 +52,83 @@ def run(job: Job) -> None:
         decay=settings["accuracy_decay"],
         head_start=settings["head_start"],
     )
-    progress = Progress(settings["ebm_updates"], settings["batch"])
-    rows: list[dict[str, Any]] = []
-    kept, started, turn = contents(game, *averages), time.process_time(), "ebm"
+    progress = Progress(settings["ebm_updates"], settings["batch"] * len(jobs))
+    rows: list[list[dict[str, Any]]] = [[] for _ in jobs]
+    kept, turn, measuring = contents(game, *averages), "ebm", 0.0
     try:
         while game.ebm_updates < settings["ebm_updates"]:
             right = game.update_ebm() if turn == "ebm" else game.update_flow()
-            averages[turn == "flow"].update(game.energy if turn == "ebm" else game.noise)
-            last = game.last
+            averages[turn == "flow"].update()
+            last = {name: sum(values) / len(values) for name, values in game.last.items()}
             progress(game.ebm_updates, V=last["value"], real=last["accuracy_data"], fake=last["accuracy_gen"])
             due = game.ebm_updates % settings["log_every"] == 0 or game.ebm_updates == settings["ebm_updates"]
             if turn == "ebm" and due:
+                paused = time.process_time()
                 game.watch()
                 kept = contents(game, *averages)
-                rows.append(game.row() | {"seconds": time.process_time() - started} | truth(game, averages[0]))
-                job.record.log(game.ebm_updates, **rows[-1])
+                seconds = (paused - started - measuring) / len(jobs)  # each run's share, without what measures it
+                for i, (row, errors) in enumerate(zip(game.rows(), truth(game, averages[0]), strict=True)):
+                    rows[i].append(row | {"seconds": seconds} | errors)
+                    jobs[i].record.log(game.ebm_updates, **rows[i][-1])
+                measuring += time.process_time() - paused
             turn = switch.update(right) if game.learns else "ebm"
     except Stopped as stop:
-        aside = job.out.with_suffix(".stopped.pt")
-        save(aside, kept)
+        asides = [job.out.with_suffix(".stopped.pt") for job in jobs]
+        for aside, content in zip(asides, kept, strict=True):
+            save(aside, content)
         raise Stopped(
             f"joint: stopped at EBM update {game.ebm_updates}, flow update {game.flow_updates}: {stop}. "
-            f"The last good state is kept in {aside}"
+            f"The last good state is kept in {', '.join(map(str, asides))}"
         ) from None
-    log.info("V is -2 log 2 = -1.386 at p = q; at the end: %s", {k: round(v, 4) for k, v in rows[-1].items()})
-    write_csv(job.out.with_suffix(".csv"), rows)
-    save(job.out, {**contents(game, *averages), "provenance": job.provenance()})
+    log.info("V is -2 log 2 = -1.386 at p = q; at the end: %s", {k: round(v, 4) for k, v in rows[0][-1].items()})
+    for job, curve, content in zip(jobs, rows, contents(game, *averages), strict=True):
+        write_csv(job.out.with_suffix(".csv"), curve)
+        save(job.out, {**content, "provenance": job.provenance()})
 
 
-def truth(game: Game, average: Average) -> dict[str, float]:
-    """In 2D: mean squared error of the log-density on held-out points (Figure 2), by learned c and by quadrature."""
-    if not isinstance(game.data, Points):
-        return {}
-    x, exact = game.data.arrays["validation"].to(game.job.device), game.data.arrays["validation_log_prob"]
+@torch.no_grad()
+def truth(game: Game, average: Average) -> list[dict[str, float]]:
+    """In 2D: mean squared error of each run's log-density on held-out points (Figure 2), by learned c and by quadrature."""
+    if not isinstance(game.data[0], Points):
+        return [{} for _ in game.jobs]
+    arrays = game.data[0].arrays  # all runs hold out the same points
+    x, exact = arrays["validation"].to(game.device), arrays["validation_log_prob"]
     box = 2.0 * x.abs().max().item()
-    with torch.no_grad():
-        raw = game.energy.log_prob(x)
-        with average.applied(game.energy):
-            mean, log_z = game.energy.log_prob(x), log_mass(game.energy.log_prob(grid(box, 200, x.device)), box)
-    errors = {"mse_raw": raw, "mse_ema": mean, "mse_ema_normalised": mean - log_z}
-    return {name: (log_p.cpu() - exact).square().mean().item() for name, log_p in errors.items()}
+    cells = grid(box, TRUTH_POINTS, x.device)
+
+    def errors(log_p: Tensor) -> list[float]:
+        values: list[float] = (log_p.cpu() - exact).square().mean(1).tolist()
+        return values
+
+    together = x.expand(len(game.jobs), *x.shape)
+    raw = game.energy.log_prob(together)
+    with average.applied():
+        mean = game.energy.log_prob(together)
+        on_grid = game.energy.log_prob(cells.expand(len(game.jobs), *cells.shape))
+    log_z = torch.tensor([log_mass(each, box) for each in on_grid], device=mean.device)
+    named = {"mse_raw": raw, "mse_ema": mean, "mse_ema_normalised": mean - log_z[:, None]}
+    columns = {name: errors(log_p) for name, log_p in named.items()}
+    return [{name: values[i] for name, values in columns.items()} for i in range(len(game.jobs))]
 
 
-def contents(game: Game, energy_average: Average, noise_average: Average) -> dict[str, Any]:
-    """What a checkpoint holds: both players, averaged and raw, and how to build them."""
-
-    def copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.detach().cpu().clone() for name, value in state.items()}
-
-    return {
-        "energy": copy(energy_average.state),
-        "energy_raw": copy(game.energy.state_dict()),
-        "flow": copy(noise_average.state),
-        "flow_raw": copy(game.noise.state_dict()),
-        "shape": list(game.noise.shape),
-        **{f"{name}_params": game.job.params[name] for name in ("flow", "energy", "joint", "data")},
-        "updates": {"ebm": game.ebm_updates, "flow": game.flow_updates, "dropped": game.dropped},
-    }
+def contents(game: Game, energy_average: Average, noise_average: Average) -> list[dict[str, Any]]:
+    """What each run's checkpoint holds: both players, averaged and raw, and how to build them."""
+    states = zip(
+        game.energy.split(energy_average.state),
+        game.energy.split(game.energy.state_dict()),
+        game.noise.split(noise_average.state),
+        game.noise.split(game.noise.state_dict()),
+        strict=True,
+    )
+    return [
+        {
+            **dict(zip(("energy", "energy_raw", "flow", "flow_raw"), state, strict=True)),
+            "shape": list(game.shape),
+            **{f"{name}_params": job.params[name] for name in ("flow", "energy", "joint", "data")},
+            "updates": {"ebm": game.ebm_updates, "flow": game.flow_updates, "dropped": int(dropped)},
+        }
+        for job, state, dropped in zip(game.jobs, states, game.dropped, strict=True)
+    ]
 
 
 def load_models(path: Path, device: str, weights: str = "averaged") -> tuple[EnergyModel, Glow | Gaussian]:
@@ -106,4 +145,4 @@ def load_models(path: Path, device: str, weights: str = "averaged") -> tuple[Ene
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data"], optional=["flow"]))
+    sys.exit(main(__doc__, run, inputs=["data"], optional=["flow"], several=True))

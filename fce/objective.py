@@ -12,17 +12,17 @@ from torch.nn.functional import logsigmoid
 
 
 def value(log_p_data: Tensor, log_q_data: Tensor, log_p_gen: Tensor, log_q_gen: Tensor) -> Tensor:
-    """V(theta, alpha) of eq. 4, as means over the batch: -2 log 2 where p = q.
+    """V(theta, alpha) of eq. 4, as means over the batch (the last dimension): -2 log 2 where p = q.
 
     The EBM ascends it, the flow descends it. Written with logsigmoid of the log-ratio: exact where p/(p+q) is not.
     """
-    return logsigmoid(log_p_data - log_q_data).mean() + logsigmoid(log_q_gen - log_p_gen).mean()
+    return logsigmoid(log_p_data - log_q_data).mean(-1) + logsigmoid(log_q_gen - log_p_gen).mean(-1)
 
 
 def accuracy(r: Tensor, real: bool) -> Tensor:
-    """Share of points that the posterior assigns to the right class; a tie (r = 0) counts one half."""
+    """Share of points (the last dimension) that the posterior assigns to the right class; a tie counts one half."""
     right = (r > 0) if real else (r < 0)
-    return right.float().mean() + 0.5 * (r == 0).float().mean()
+    return right.float().mean(-1) + 0.5 * (r == 0).float().mean(-1)
 
 
 def calibrate(w_data: Tensor, w_gen: Tensor) -> float:

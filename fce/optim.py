@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from fce.stack import Stack
+
 
 def make_optimizer(name: str, parameters: Any, lr: float) -> torch.optim.Optimizer:
     """Adam or Adamax; in their many-tensors-at-once forms, which on a CPU take half the time or less."""
@@ -30,21 +32,21 @@ def lr_factor(decay: str, warmup: int, update: int, progress: float) -> float:
 
 
 class Average:
-    """Exponential moving average of a module's parameters; its buffers are copied as they are.
+    """Exponential moving average of the parameters of a stack of models; buffers are copied as they are.
 
     The decay grows as (1 + t) / (10 + t) until it reaches `decay`, so that short runs forget their start.
     """
 
-    def __init__(self, module: torch.nn.Module, decay: float):
-        self.decay, self.steps = decay, 0
-        self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    def __init__(self, models: Stack, decay: float):
+        self.models, self.decay, self.steps = models, decay, 0
+        self.state = {name: value.detach().clone() for name, value in models.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, module: torch.nn.Module) -> None:
+    def update(self) -> None:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         means, values = [], []
-        for name, value in module.state_dict().items():
+        for name, value in self.models.state_dict().items():
             if value.is_floating_point():
                 means.append(self.state[name])
                 values.append(value)
@@ -53,11 +55,11 @@ class Average:
         torch._foreach_lerp_(means, values, 1 - decay)
 
     @contextmanager
-    def applied(self, module: torch.nn.Module) -> Iterator[None]:
-        """The module with the averaged weights, inside the block."""
-        raw = {name: value.detach().clone() for name, value in module.state_dict().items()}
-        module.load_state_dict(self.state)
+    def applied(self) -> Iterator[None]:
+        """The models with the averaged weights, inside the block."""
+        raw = {name: value.detach().clone() for name, value in self.models.state_dict().items()}
+        self.models.load_state_dict(self.state)
         try:
             yield
         finally:
-            module.load_state_dict(raw)
+            self.models.load_state_dict(raw)

@@ -7,75 +7,81 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fce.data.data import Images, Points, open_data
 from fce.data.images import bits_per_dim
 from fce.flow.glow import Glow, make_glow
 from fce.optim import Average, lr_factor, make_optimizer, set_lr
 from fce.progress import log, steps
+from fce.stack import Stack
 from fce.stage import Job, Stopped, main
 from fce.state import atomic, save
 
 INIT_BATCH = 1024  # points or images for the data-dependent initialisation (openai/glow: 256)
 
 
-def run(job: Job) -> None:
-    settings = job.params["pretrain"]
-    data = open_data(job.inputs["data"], job.params["data"], job.device)
-    generator = torch.Generator().manual_seed(job.seed_for("batches"))
-    flow = start_flow(data, job.params["flow"], generator, job.device)
-    optimizer = make_optimizer(settings["optimizer"], flow.parameters(), settings["lr"])
+def run(jobs: list[Job]) -> None:
+    first, settings = jobs[0], jobs[0].params["pretrain"]
+    data = [open_data(job.inputs["data"], job.params["data"], job.device) for job in jobs]
+    generators = [torch.Generator().manual_seed(job.seed_for("batches")) for job in jobs]
+    flows = []
+    for job, points, generator in zip(jobs, data, generators, strict=True):
+        torch.manual_seed(job.seed_for("torch"))
+        flows.append(start_flow(points, job.params["flow"], generator, job.device))
+    flow, shape = Stack(flows), list(flows[0].shape)
+    optimizer = make_optimizer(settings["optimizer"], flow.learned.values(), settings["lr"])
     average = Average(flow, settings["ema"])
-    validation = data.part("validation", torch.Generator().manual_seed(0))
-    best, clipped, rows = (math.inf, average.state), 0, []
-    for step, progress in steps(settings["steps"], settings["batch"]):
+    validation = data[0].part("validation", torch.Generator().manual_seed(0))
+    best = [(math.inf, state) for state in flow.split(average.state)]
+    clipped, rows = torch.zeros(len(jobs), dtype=torch.long), [[] for _ in jobs]  # type: ignore[var-annotated]
+    for step, progress in steps(settings["steps"], settings["batch"] * len(jobs)):
         factor = lr_factor(settings["decay"], settings["warmup"], step - 1, step / settings["steps"])
         set_lr(optimizer, [settings["lr"]], factor)
-        loss = -flow.log_prob(data.batch(settings["batch"], generator)).mean()
-        if not torch.isfinite(loss):
+        batch = [points.batch(settings["batch"], g) for points, g in zip(data, generators, strict=True)]
+        loss = -flow.log_prob(torch.stack(batch)).mean(1)
+        if not torch.isfinite(loss).all():
             raise Stopped(
-                f"pretrain: the loss is {loss.item()} at step {step}; lower pretrain.lr, or raise "
+                f"pretrain: the loss is {loss.tolist()} at step {step}; lower pretrain.lr, or raise "
                 "pretrain.warmup or flow.scale_floor"
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(flow.parameters(), settings["clip"])
-        clipped += bool(norm > settings["clip"])
+        flow.backward(loss)
+        norms = flow.clip(settings["clip"])
+        clipped += (norms > settings["clip"]).cpu()
         optimizer.step()
-        average.update(flow)
+        average.update()
         if step % settings["validate_every"] == 0 or step == settings["steps"]:
-            with average.applied(flow):
-                score = unit(data, evaluate(flow, validation))
-                if score < best[0]:
-                    best = (score, {name: value.clone() for name, value in average.state.items()})
-            row = {
-                "step": step,
-                "train": unit(data, -loss.item()),
-                "validation": score,
-                "gradient_norm": norm.item(),
-                "clipped": clipped,
-                "lr": settings["lr"] * factor,
-                "max_log_scale": flow.max_log_scale().item(),
-            }
-            rows.append(row)
-            job.record.log(**row)
-            log.info(
-                "step %d: train %.4f, validation %.4f, gradients clipped %d times", step, row["train"], score, clipped
-            )
-        progress(step, loss=loss.item(), gradient=norm.item())
-    write_csv(job.out.with_suffix(".csv"), rows)
-    state = best[1] if settings["select"] == "validation" else average.state
-    save(
-        job.out,
-        {
-            "flow": state,
-            "flow_params": job.params["flow"],
-            "shape": list(flow.shape),
-            "data_params": job.params["data"],
-            "provenance": job.provenance(),
-        },
-    )
+            with average.applied():
+                scores = [unit(data[0], log_q) for log_q in evaluate(flow, validation)]
+                scales = flow("max_log_scale").tolist()
+            for i, state in enumerate(flow.split(average.state)):
+                best[i] = min(best[i], (scores[i], state), key=lambda pair: pair[0])
+                row = {
+                    "step": step,
+                    "train": unit(data[0], -loss[i].item()),
+                    "validation": scores[i],
+                    "gradient_norm": norms[i].item(),
+                    "clipped": int(clipped[i]),
+                    "lr": settings["lr"] * factor,
+                    "max_log_scale": scales[i],
+                }
+                rows[i].append(row)
+                jobs[i].record.log(**row)
+            log.info("step %d: validation %s, gradients clipped %s times", step,
+                     ", ".join(f"{score:.4f}" for score in scores), clipped.tolist())
+        progress(step, loss=loss.mean().item(), gradient=norms.max().item())
+    for job, curve, (_, chosen), last in zip(jobs, rows, best, flow.split(average.state), strict=True):
+        write_csv(job.out.with_suffix(".csv"), curve)
+        save(
+            job.out,
+            {
+                "flow": chosen if settings["select"] == "validation" else last,
+                "flow_params": first.params["flow"],
+                "shape": shape,
+                "data_params": job.params["data"],
+                "provenance": job.provenance(),
+            },
+        )
 
 
 def start_flow(data: Points | Images, params: dict[str, Any], generator: torch.Generator, device: str) -> Glow:
@@ -92,9 +98,11 @@ def initial_batch(data: Points | Images, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(flow: Glow, x: Tensor, batch: int = 500) -> float:
-    """Mean log q of x, in nats."""
-    return torch.cat([flow.log_prob(part) for part in x.split(batch)]).double().mean().item()
+def evaluate(flow: Stack, x: Tensor, batch: int = 500) -> list[float]:
+    """Mean log q of x [B, ...], in nats, of each flow."""
+    parts = [flow.log_prob(part.expand(flow.size, *part.shape)) for part in x.split(batch)]
+    means: list[float] = torch.cat(parts, 1).double().mean(1).tolist()
+    return means
 
 
 def unit(data: Points | Images, log_prob: float) -> float:
@@ -121,4 +129,4 @@ def load_flow(checkpoint: dict[str, Any], key: str = "flow") -> Glow:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data"]))
+    sys.exit(main(__doc__, run, inputs=["data"], several=True))

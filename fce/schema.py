@@ -208,8 +208,13 @@ class ImageExperiment(Strict):
 Experiment = ToyExperiment | ImageExperiment
 
 
+class Seeds(Strict):
+    toy: Annotated[list[Seed], Field(min_length=1)]
+    images: Annotated[list[Seed], Field(min_length=1)]
+
+
 class Profile(Strict):
-    seeds: Annotated[list[Seed], Field(min_length=1)]
+    seeds: Seeds
     toy: list[str]
     images: list[str]
     overrides: dict[str, dict[str, Any]]

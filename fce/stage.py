@@ -6,12 +6,14 @@ fault), 2 the user's mistake; then the log's last line reads `error: what, where
 
 import argparse
 import hashlib
+import itertools
 import json
 import re
 import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,22 +86,24 @@ def digest(content: Any) -> str:
 
 def main(
     doc: str | None,
-    run: Callable[[Job], None],
+    run: Callable[[Any], None],
     inputs: Sequence[str] = (),
     optional: Sequence[str] = (),
     sliced: bool = True,
     seeded: bool = True,
+    several: bool = False,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parse the command line, run the stage, and turn every end into a message and an exit code.
 
     Args:
         doc: the module's docstring; its first line names the stage.
-        run: the stage.
+        run: the stage; takes a Job, or a list of them where it takes several.
         inputs: the input files the stage takes, each a flag.
         optional: input files that only some parameters need.
         sliced: whether the stage takes parameters.
         seeded: whether the stage takes a seed.
+        several: whether the stage takes several seeds and arms; `{seed}` and `{arm}` in a path stand for each.
     """
     file = Path(sys.modules[run.__module__].__file__ or "")
     stage, module = file.stem, ".".join(file.resolve().relative_to(ROOT).with_suffix("").parts)
@@ -107,35 +111,40 @@ def main(
         prog=f"python -m {module}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if sliced:
-        parser.add_argument("--params", type=Path, required=True, help="its parameters, a JSON slice of params.yaml")
+        parser.add_argument("--params", required=True, help="its parameters, a JSON slice of params.yaml")
     for name in (*inputs, *optional):
-        parser.add_argument(f"--{name}", type=Path, required=name in inputs, help=f"input: {name}")
+        parser.add_argument(f"--{name}", required=name in inputs, help=f"input: {name}")
     if seeded:
-        parser.add_argument("--seed", type=int, required=True, help="the run's seed")
-    parser.add_argument("--out", type=Path, required=True, help="the output; what belongs to it is written beside it")
+        seeds = "the runs' seeds; {seed} in a path stands for each" if several else "the run's seed"
+        parser.add_argument("--seed", type=int, required=True, help=seeds, nargs="+" if several else 1)
+    if several:
+        parser.add_argument("--arm", nargs="+", default=[""], help="{arm} in a path stands for each")
+    parser.add_argument("--out", required=True, help="the output; what belongs to it is written beside it")
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one"
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     arguments = parser.parse_args(argv)
+    command = shlex.join(["python", "-m", module, *(argv or sys.argv[1:])])
     open_door()
     try:
         given = {name: path for name in (*inputs, *optional) if (path := getattr(arguments, name))}
-        needed = given | ({"params": arguments.params} if sliced else {})
-        for name, path in needed.items():
-            if not path.exists():
-                raise UserError(f"--{name}: {path} does not exist; the stage before this one makes it")
-        job = Job(
-            stage=stage,
-            params=read_params(arguments.params) if sliced else {},
-            out=arguments.out,
-            inputs=given,
-            seed=getattr(arguments, "seed", 0),
-            device=choose_device(arguments.device),
-            tags=tags_of(arguments.out, stage),
-            command=shlex.join(["python", "-m", module, *(argv or sys.argv[1:])]),
-        )
-        execute(job, run, arguments.threads)
+        device, jobs = choose_device(arguments.device), []
+        for arm, seed in itertools.product(getattr(arguments, "arm", [""]), getattr(arguments, "seed", [0])):
+
+            def place(path: str, arm: str = arm, seed: int = seed) -> Path:
+                return Path(path.replace("{arm}", arm).replace("{seed}", str(seed)))
+
+            paths = {name: place(path) for name, path in given.items()}
+            needed = paths | ({"params": place(arguments.params)} if sliced else {})
+            for name, path in needed.items():
+                if not path.exists():
+                    raise UserError(f"--{name}: {path} does not exist; the stage before this one makes it")
+            params, out = read_params(needed["params"]) if sliced else {}, place(arguments.out)
+            if any(out == job.out for job in jobs):
+                raise UserError(f"--out: {out} would be written by several runs; name it with {{seed}} and {{arm}}")
+            jobs.append(Job(stage, params, out, paths, seed, device, tags_of(out, stage), command))
+        execute(jobs, run if several else lambda jobs: run(jobs[0]), arguments.threads)
     except UserError as error:
         return fail(error, 2)
     except Stopped as error:
@@ -145,17 +154,20 @@ def main(
     return 0
 
 
-def execute(job: Job, run: Callable[[Job], None], threads: int) -> None:
+def execute(jobs: list[Job], run: Callable[[list[Job]], None], threads: int) -> None:
     from fce.numerics import settle
     from fce.track import Run
 
-    settle(job.seed_for("torch"), threads)
-    tags = job.tags
-    name = "/".join(filter(None, (tags.get("experiment"), tags.get("arm"), job.stage, f"seed-{job.seed}")))
-    record = Run(job.out.with_suffix(".run.jsonl"), name, tags, job.params, job.provenance())
-    with record as job.record:
-        run(job)
-    log.info("%s: wrote %s in %.1f s", job.stage, job.out, time.time() - job.started)
+    settle(jobs[0].seed_for("torch"), threads)
+    with ExitStack() as records:
+        for job in jobs:
+            tags = job.tags
+            name = "/".join(filter(None, (tags.get("experiment"), tags.get("arm"), job.stage, f"seed-{job.seed}")))
+            record = Run(job.out.with_suffix(".run.jsonl"), name, tags, job.params, job.provenance())
+            job.record = records.enter_context(record)
+        run(jobs)
+    for job in jobs:
+        log.info("%s: wrote %s in %.1f s", job.stage, job.out, time.time() - job.started)
 
 
 def fail(error: Exception, code: int) -> int:

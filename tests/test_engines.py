@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
-    "seeds": [0],
+    "seeds": {"toy": [0, 1], "images": [0]},
     "toy": ["ring"],
     "images": ["digits"],
     "overrides": {
@@ -74,7 +74,8 @@ def run(folder: Path, command: str) -> set[str]:
 
 SNAKEMAKE, DVC = "snakemake --cores 2 quick", "dvc repro quick"
 DENSITIES = {
-    f"ring/seed-0/{arm}/density.run.jsonl"
+    f"ring/seed-{seed}/{arm}/density.run.jsonl"
+    for seed in (0, 1)
     for arm in ("mle", "joint", "joint-from-random", "frozen-flow", "gaussian-noise")
 }
 

@@ -10,6 +10,7 @@ from fce.energy import EnergyModel
 from fce.flow.glow import Gaussian, Glow
 from fce.game import flow_value
 from fce.objective import Switch, accuracy, calibrate, value
+from fce.stack import Stack
 
 SMALLEST = -2 * math.log(2)
 
@@ -179,7 +180,7 @@ def players(coupling):
         x, eps = torch.randn(6, 1, 4, 4, dtype=torch.float64), torch.randn(6, 16, dtype=torch.float64)
         x_gen, log_q_gen = flow.decode(eps)
         energy.c.fill_(calibrate(energy(x) - flow.log_prob(x), energy(x_gen) - log_q_gen))
-    return flow, energy, x, eps
+    return Stack([flow]), Stack([energy]), x[None], eps[None]
 
 
 class Cut:
@@ -188,8 +189,8 @@ class Cut:
     def __init__(self, flow, path):
         self.flow, self.path = flow, path
 
-    def decode(self, eps):
-        x_gen, log_q_gen = self.flow.decode(eps)
+    def __call__(self, method, eps):
+        x_gen, log_q_gen = self.flow(method, eps)
         return (
             x_gen.detach() if self.path == "x_gen" else x_gen,
             log_q_gen.detach() if self.path == "log_q_gen" else log_q_gen,
@@ -203,7 +204,7 @@ class Cut:
 def slopes(coupling, cut):
     """dV/d alpha along random directions, by autograd and by central differences."""
     flow, energy, x, eps = players(coupling)
-    parameters = list(flow.parameters())
+    parameters = list(flow.learned.values())
     gradients = torch.autograd.grad(flow_value(energy, Cut(flow, cut), x, eps)[0], parameters)
     pairs, step = [], 1e-6
     for _ in range(4):

@@ -12,6 +12,7 @@ import torch
 from fce import joint, track
 from fce.data import data
 from fce.optim import Average
+from fce.stack import Stack
 from fce.params import load
 from fce.stage import tags_of
 from fce.state import atomic, save
@@ -112,13 +113,13 @@ def test_an_average_forgets_its_start_and_is_undone_after_use() -> None:
     module = torch.nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         module.weight.fill_(0.0)
-        average = Average(module, 0.9)
+        average = Average(Stack([module]), 0.9)
         module.weight.fill_(1.0)
         for _ in range(200):
-            average.update(module)
+            average.update()
         module.weight.fill_(5.0)
     assert average.state["weight"].item() == pytest.approx(1, abs=1e-6)
-    with average.applied(module):
+    with average.applied():
         assert module.weight.item() == pytest.approx(1, abs=1e-6)
     assert module.weight.item() == 5
 

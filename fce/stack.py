@@ -1,0 +1,105 @@
+"""Several models of one architecture as one: the seeds of a 2D density train side by side.
+
+Small networks spend their time on calling, not on computing; a stack of S calls once and multiplies S matrices.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.utils._pytree import tree_map
+
+State = dict[str, Tensor]
+LARGE = 500  # points: without gradients, so many fill the caches of one core; models then take turns
+
+
+class Method(nn.Module):
+    """A module whose methods can be called by name, as functional_call needs it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, method: str, *x: Tensor) -> Any:
+        return getattr(self.model, method)(*x)
+
+
+class Stack:
+    """S models; arguments and results of their methods have a leading dimension S.
+
+    The parameters of several models are tensors [S, ...]; a single model is called as it is, with its own.
+
+    Args:
+        models: of the same architecture, on the same device.
+    """
+
+    def __init__(self, models: list[Any]):
+        self.size, self.first = len(models), models[0]
+        if self.size == 1:
+            self.parameters: State = dict(self.first.named_parameters())
+            self.buffers: State = dict(self.first.named_buffers())
+        else:
+            parameters, buffers = stack_module_state(models)
+            self.parameters = {name: p.requires_grad_(p.is_floating_point()) for name, p in parameters.items()}
+            # flags are alike in all models, and vmap can't branch on them
+            self.buffers = {name: b for name, b in buffers.items() if b.dtype != torch.bool}
+        self.learned = {name: p for name, p in self.parameters.items() if p.requires_grad}
+
+    def __call__(self, method: str, *x: Tensor) -> Any:
+        if self.size == 1:
+            return tree_map(lambda result: result[None], getattr(self.first, method)(*(each[0] for each in x)))
+        module = Method(self.first)
+
+        def single(state: State, *x: Tensor) -> Any:
+            return functional_call(module, {f"model.{name}": value for name, value in state.items()}, (method, *x))
+
+        state = {**self.parameters, **self.buffers}
+        if x and x[0].shape[1] >= LARGE and not torch.is_grad_enabled():
+            turns = [single({name: p[i] for name, p in state.items()}, *(each[i] for each in x)) for i in range(self.size)]
+            return tree_map(lambda *results: torch.stack(results), *turns)
+        return vmap(single)(state, *x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-densities [S, B] in nats at x [S, B, ...]."""
+        result: Tensor = self("log_prob", x)
+        return result
+
+    def state_dict(self) -> State:
+        """All parameters and buffers; of several models stacked."""
+        return self.first.state_dict() if self.size == 1 else {**self.parameters, **self.buffers}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: State) -> None:
+        for name, value in self.state_dict().items():
+            value.copy_(state[name])
+
+    def split(self, state: State) -> list[State]:
+        """The states of the single models, as their load_state_dict takes them, on the CPU."""
+        whole = {name: value.detach().cpu() for name, value in state.items()}
+        if self.size == 1:
+            return [{name: value.clone() for name, value in whole.items()}]
+        flags = {name: value for name, value in self.first.state_dict().items() if name not in whole}
+        return [{**flags, **{name: value[i].clone() for name, value in whole.items()}} for i in range(self.size)]
+
+    def backward(self, loss: Tensor) -> None:
+        """Set the gradients of the sum of loss [S]; those of the models that it passes through stay as they are."""
+        gradients = torch.autograd.grad(loss.sum(), list(self.learned.values()))
+        for parameter, gradient in zip(self.learned.values(), gradients, strict=True):
+            # fused optimisers walk through memory: a gradient must lie there as its parameter does
+            parameter.grad = gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
+
+    @torch.no_grad()
+    def clip(self, limit: float, but: Iterable[str] = ()) -> Tensor:
+        """Scale each model's gradient down to norm `limit`; returns the norms [S] before. `but` is left as it is."""
+        gradients = [p.grad for name, p in self.learned.items() if p.grad is not None and name not in but]
+        if self.size == 1:
+            norms = torch.nn.utils.get_total_norm(gradients)[None]
+        else:
+            norms = torch.cat([gradient.reshape(self.size, -1) for gradient in gradients], 1).norm(dim=1)
+        if (norms > limit).any():
+            scale = (limit / norms).clamp(max=1.0)
+            for gradient in gradients:
+                gradient.mul_(scale[0] if self.size == 1 else scale.view(-1, *([1] * (gradient.dim() - 1))))
+        return norms
