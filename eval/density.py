@@ -23,6 +23,7 @@ from fce.stage import Job, main
 from fce.state import atomic, load
 
 LogDensity = Callable[[Tensor], Tensor]  # points [n, 2] -> log-densities [n] in nats
+REGION = 0.99  # of the truth; what a model puts outside is its over-dispersion
 TOLERANCE = 1e-3  # nats by which the two boxes may differ before a warning
 
 
@@ -64,7 +65,14 @@ def measure(
         return Score(name=what, model=name, value=value, unit=unit, n=points**2, protocol=protocol)
 
     held = "on held-out points"
+    shares = masses(log_p, data.density.mode_of(cells), data.density.modes, box)
+    shares /= masses(truth, data.density.mode_of(cells), data.density.modes, box)
     return [
+        *(score(f"mode_mass_{i}", share, f"of mode {i}, against the truth's, {how}", "ratio")
+          for i, share in enumerate(shares.tolist())),
+        score("smallest_mode_mass", shares.min().item(), f"against the truth's of that mode, {how}", "ratio"),
+        score("mass_outside", 1 - integral(log_p.exp().where(truth >= level(truth, REGION, box), 0), box),
+              f"outside the smallest region that holds {REGION:.0%} of the truth, {how}", "probability"),
         score("kl", divergence(truth, log_p, box), f"KL(data || {name}), {how}"),
         score("jsd", jensen_shannon(truth, log_p, box), f"with the factor 1/2 that eq. 5 leaves out, {how}"),
         score("total_variation", 0.5 * integral((truth.exp() - log_p.exp()).abs(), box), how, "probability"),
@@ -98,6 +106,19 @@ def in_chunks(log_prob: LogDensity) -> LogDensity:
         return torch.cat([log_prob(part) for part in x.split(50_000)]).double()
 
     return log_density
+
+
+def masses(log_p: Tensor, mode: Tensor, modes: int, box: float) -> Tensor:
+    """The mass [modes] of a density in each mode's cells."""
+    cell = (2 * box) ** 2 / len(log_p)
+    return torch.zeros(modes, dtype=log_p.dtype).index_add_(0, mode, log_p.exp() * cell)
+
+
+def level(log_p: Tensor, share: float, box: float) -> float:
+    """The log-density above which lies `share` of a density's mass."""
+    falling = log_p.sort(descending=True).values
+    mass = falling.exp().cumsum(0) * (2 * box) ** 2 / len(log_p)
+    return falling[int((mass < share).sum().clamp(max=len(falling) - 1))].item()
 
 
 def integral(values: Tensor, box: float) -> float:

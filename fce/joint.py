@@ -88,7 +88,7 @@ def train(jobs: list[Job]) -> None:
 
 @torch.no_grad()
 def truth(game: Game, average: Average) -> list[dict[str, float]]:
-    """In 2D: mean squared error of each run's log-density on held-out points (Figure 2), by learned c and by quadrature."""
+    """In 2D: mean squared error of the log-density on held-out points (Figure 2), c learned or by quadrature."""
     if not isinstance(game.data[0], Points):
         return [{} for _ in game.jobs]
     arrays = game.data[0].arrays  # all runs hold out the same points

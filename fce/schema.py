@@ -45,6 +45,33 @@ class Spiral(Strict):
     test: Positive
 
 
+class Checkerboard(Strict):
+    source: Literal["checkerboard"]
+    squares: Annotated[int, Field(ge=2)]
+    side: Rate
+    validation: Positive
+    test: Positive
+
+
+class Moons(Strict):
+    source: Literal["moons"]
+    std: Rate
+    scale: Rate
+    components: Positive
+    validation: Positive
+    test: Positive
+
+
+class Rings(Strict):
+    source: Literal["rings"]
+    count: Positive
+    radius: Rate
+    std: Rate
+    components: Positive
+    validation: Positive
+    test: Positive
+
+
 class Digits(Strict):
     source: Literal["digits"]
     validation: Positive
@@ -68,9 +95,9 @@ class Npz(Strict):
     split_seed: Seed
 
 
-Toy = Ring | Pinwheel | Spiral
-Data = Annotated[Ring | Pinwheel | Spiral | Digits | Official | Npz, Field(discriminator="source")]
-TOY_SOURCES = ("ring", "pinwheel", "spiral")
+Toy = Ring | Pinwheel | Spiral | Checkerboard | Moons | Rings
+Data = Annotated[Toy | Digits | Official | Npz, Field(discriminator="source")]
+TOY_SOURCES = ("ring", "pinwheel", "spiral", "checkerboard", "moons", "rings")
 
 
 class Flow(Strict):

@@ -57,8 +57,9 @@ class Stack:
 
         state = {**self.parameters, **self.buffers}
         if x and x[0].shape[1] >= LARGE and not torch.is_grad_enabled():
-            turns = [single({name: p[i] for name, p in state.items()}, *(each[i] for each in x)) for i in range(self.size)]
-            return tree_map(lambda *results: torch.stack(results), *turns)
+            alone = [{name: p[i] for name, p in state.items()} for i in range(self.size)]
+            results = [single(each, *(part[i] for part in x)) for i, each in enumerate(alone)]
+            return tree_map(lambda *turns: torch.stack(turns), *results)
         return vmap(single)(state, *x)
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -88,7 +89,8 @@ class Stack:
         gradients = torch.autograd.grad(loss.sum(), list(self.learned.values()))
         for parameter, gradient in zip(self.learned.values(), gradients, strict=True):
             # fused optimisers walk through memory: a gradient must lie there as its parameter does
-            parameter.grad = gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
+            alike = gradient.stride() == parameter.stride()
+            parameter.grad = gradient if alike else torch.empty_like(parameter).copy_(gradient)
 
     @torch.no_grad()
     def clip(self, limit: float, but: Iterable[str] = ()) -> Tensor:

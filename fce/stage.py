@@ -129,7 +129,8 @@ def main(
     open_door()
     try:
         given = {name: path for name in (*inputs, *optional) if (path := getattr(arguments, name))}
-        device, jobs = choose_device(arguments.device), []
+        device = choose_device(arguments.device)
+        jobs: list[Job] = []
         for arm, seed in itertools.product(getattr(arguments, "arm", [""]), getattr(arguments, "seed", [0])):
 
             def place(path: str, arm: str = arm, seed: int = seed) -> Path:

@@ -25,7 +25,8 @@ ARMS = {"mle": "MLE", "joint": "ours", "joint-from-random": "ours, random start"
         "residual": "ours, residual EBM", "frozen-flow": "NCE, frozen Glow",
         "gaussian-noise": "NCE, Gaussian noise", "random-init": "random weights"}
 MODELS = {"flow": "Glow", "ebm": "EBM", "features": "features", "data": "data"}
-HEADINGS = {"kl": "KL", "jsd": "JSD", "mse_log_density": "MSE, learned c",
+HEADINGS = {"kl": "KL", "jsd": "JSD", "total_variation": "TV", "smallest_mode_mass": "smallest mode",
+            "mass_outside": "mass outside", "mse_log_density": "MSE, learned c",
             "mse_log_density_normalised": "MSE, exact Z", "log_z_error": "log Z error",
             "log_likelihood": "log-likelihood", "bits_per_dim": "bits/dim",
             "bits_per_dim_validation": "validation bits/dim", "frechet_inception_distance": "FID",

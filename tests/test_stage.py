@@ -12,8 +12,8 @@ import torch
 from fce import joint, track
 from fce.data import data
 from fce.optim import Average
-from fce.stack import Stack
 from fce.params import load
+from fce.stack import Stack
 from fce.stage import tags_of
 from fce.state import atomic, save
 from fce.state import load as load_state

@@ -12,12 +12,10 @@ from fce.data import images, toy
 from fce.stage import Job, UserError, main
 from fce.state import atomic
 
-TOY = ("ring", "pinwheel", "spiral")
-
 
 def run(job: Job) -> None:
     data = job.params["data"]
-    if data["source"] in TOY:
+    if data["source"] in toy.MAKERS:
         density = toy.density(data)
         generator = torch.Generator().manual_seed(0)
         arrays: dict[str, Any] = {}
@@ -86,7 +84,7 @@ class Images:
 
 
 def open_data(path: Path, data: dict[str, Any], device: str) -> Points | Images:
-    return Points(path, data, device) if data["source"] in TOY else Images(path, device)
+    return Points(path, data, device) if data["source"] in toy.MAKERS else Images(path, device)
 
 
 if __name__ == "__main__":

@@ -196,12 +196,14 @@ class Gaussian(nn.Module):
         white = torch.linalg.solve_triangular(self.factor, (x.flatten(1) - self.mean).T, upper=False).T
         return normal_log_prob(white) - self.factor.diagonal().log().sum()
 
+    def decode(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.mean + eps @ self.factor.T
+        return x.view(-1, *self.shape), normal_log_prob(eps) - self.factor.diagonal().log().sum()
+
     def rsample_with_log_prob(
         self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        eps = temperature * torch.randn(n, self.dims, generator=generator).to(self.mean.device)
-        x = self.mean + eps @ self.factor.T
-        return x.view(n, *self.shape), normal_log_prob(eps) - self.factor.diagonal().log().sum()
+        return self.decode(temperature * torch.randn(n, self.dims, generator=generator).to(self.mean.device))
 
     @torch.no_grad()
     def sample(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:

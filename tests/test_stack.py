@@ -1,0 +1,132 @@
+"""A stack of models computes and learns what its models do alone."""
+
+import json
+
+import pytest
+import torch
+
+from fce import joint, pretrain
+from fce.data import data
+from fce.energy import make_energy
+from fce.flow.glow import Gaussian, make_glow
+from fce.optim import make_optimizer
+from fce.params import load
+from fce.stack import LARGE, Stack
+from fce.stage import main
+from fce.state import load as load_state
+
+FLOW = {"levels": 1, "steps": 3, "width": 16, "layers": "fc", "coupling": "affine", "scale_floor": 0.0,
+        "input": "identity"}
+ENERGY = {"layers": "fc", "widths": [16, 16], "slope": 0.2}
+
+
+def models(kind, count):
+    if kind == "energy":
+        return [make_energy((2,), ENERGY) for _ in range(count)]
+    made = [make_glow((2,), FLOW) if kind == "flow" else Gaussian((2,)) for _ in range(count)]
+    for model in made:
+        model.initialize(torch.randn(100, 2))
+    return made
+
+
+@pytest.mark.parametrize("points", [7, LARGE])
+@pytest.mark.parametrize("kind", ["flow", "gaussian", "energy"])
+def test_methods_give_each_models_results(kind, points):
+    alone, x = models(kind, 3), torch.randn(3, points, 2)
+    stack = Stack(alone)
+    with torch.no_grad():
+        assert torch.allclose(stack.log_prob(x), torch.stack([m.log_prob(p) for m, p in zip(alone, x, strict=True)]),
+                              atol=1e-5)
+        if kind != "energy":
+            decoded, log_q = stack("decode", x)
+            assert torch.allclose(decoded[1], alone[1].decode(x[1])[0], atol=1e-5)
+            assert torch.allclose(log_q[1], alone[1].decode(x[1])[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["flow", "energy"])
+def test_a_stack_learns_what_its_models_learn_alone(kind):
+    """Some steps of the fused optimiser, with clipping: it walks through memory, whatever a gradient's strides."""
+    together, alone = models(kind, 3), []
+    for model in together:
+        alone.append(models(kind, 1)[0])
+        alone[-1].load_state_dict(model.state_dict())
+
+    def train(stack, x):
+        optimizer = make_optimizer("adam", stack.learned.values(), 1e-2)
+        for batch in x:
+            stack.backward(-stack.log_prob(batch).mean(1))
+            stack.clip(0.5)
+            optimizer.step()
+        return stack.split(stack.state_dict())
+
+    x = torch.randn(10, 3, 20, 2)
+    for i, state in enumerate(train(Stack(together), x)):
+        (lone,) = train(Stack([alone[i]]), x[:, i : i + 1])
+        assert state.keys() == lone.keys()
+        for name, value in state.items():
+            assert torch.allclose(value.float(), lone[name].float(), atol=1e-4), name
+
+
+def test_clip_scales_only_the_models_beyond_the_limit_and_spares_what_is_left_out():
+    stack = Stack(models("energy", 2))
+    for parameter in stack.learned.values():
+        parameter.grad = torch.ones_like(parameter)
+        parameter.grad[1] *= 1e-3
+    before = stack.clip(1.0, but=["c"])
+    assert before[0] > 1 > before[1]
+    assert stack.clip(1e9, but=["c"]).tolist() == pytest.approx([1.0, before[1].item()])
+    assert stack.learned["c"].grad.tolist() == pytest.approx([1.0, 1e-3])
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory):
+    """build/quick/ring, with short parameters and its data."""
+    root = tmp_path_factory.mktemp("stack") / "build/quick/ring"
+    experiment = load().experiments["quick"]["ring"].model_dump()
+    flow = {**experiment["flow"], "steps": 2, "width": 16}
+    short = {**experiment["pretrain"], "steps": 30, "validate_every": 30, "batch": 50}
+    slices = {"data": {"data": experiment["data"]},
+              "pretrain": {"data": experiment["data"], "flow": flow, "pretrain": short}}
+    for arm, settings in experiment["arms"].items():
+        settings = {**settings, "ebm_updates": 12, "warm_start": 3, "log_every": 6, "batch": 50}
+        slices[f"joint/{arm}"] = {"data": experiment["data"], "flow": flow, "energy": ENERGY, "joint": settings}
+    for name, content in slices.items():
+        path = root / "params" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    assert main(data.__doc__, data.run, seeded=False,
+                argv=["--params", f"{root}/params/data.json", "--out", f"{root}/data.npz"]) == 0
+    return root
+
+
+def call(module, inputs, *arguments, optional=()):
+    flags = [*arguments, "--device", "cpu", "--threads", "1"]
+    return main(module.__doc__, module.run, inputs=inputs, optional=optional, several=True, argv=list(map(str, flags)))
+
+
+def test_stacked_runs_are_the_single_ones(ring):
+    """Each seed and arm has its own random numbers: beside others or alone, it ends at the same weights."""
+    def both(seeds, arms, out):
+        assert call(pretrain, ["data"], "--params", ring / "params/pretrain.json", "--data", ring / "data.npz",
+                    "--seed", *seeds, "--out", ring / out / "seed-{seed}/pretrain.pt") == 0
+        assert call(joint, ["data"], "--params", ring / "params/joint/{arm}.json", "--data", ring / "data.npz",
+                    "--flow", ring / out / "seed-{seed}/pretrain.pt", "--seed", *seeds, "--arm", *arms,
+                    "--out", ring / out / "seed-{seed}/{arm}/joint.pt", optional=["flow"]) == 0
+
+    arms = ["joint", "joint-from-random", "gaussian-noise", "frozen-flow"]
+    both([0, 1], arms, "stacked")
+    for seed in (0, 1):
+        both([seed], arms, "single")
+    for seed in (0, 1):
+        for arm in arms:
+            stacked, single = (load_state(ring / out / f"seed-{seed}/{arm}/joint.pt") for out in ("stacked", "single"))
+            for player in ("energy", "flow", "energy_raw", "flow_raw"):
+                for name, value in stacked[player].items():
+                    assert torch.allclose(value.float(), single[player][name].float(), atol=2e-3), (arm, player, name)
+
+
+def test_outputs_that_several_runs_would_write_are_refused(ring, capsys):
+    code = call(pretrain, ["data"], "--params", ring / "params/pretrain.json", "--data", ring / "data.npz",
+                "--seed", 0, 1, "--out", ring / "pretrain.pt")
+    assert code == 2
+    assert "{seed}" in capsys.readouterr().err
