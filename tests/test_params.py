@@ -26,7 +26,7 @@ def load_changed(tmp_path, old="", new=""):
 
 def test_the_shipped_file_loads_and_holds_the_papers_sizes():
     params = load(ROOT / "params.yaml")
-    assert set(params.experiments["full"]) == {"ring", "pinwheel", "spiral", "svhn", "cifar10"}
+    assert {"ring", "pinwheel", "spiral", "svhn", "cifar10"} < set(params.experiments["full"])  # the paper's
     assert set(params.experiments["quick"]) == {"ring", "digits"}
     full = params.experiments["full"]
     assert [full[name].flow.steps for name in ("ring", "svhn", "cifar10")] == [10, 8, 32]
