@@ -19,7 +19,7 @@ PARTS = ("train", "validation", "test")
 ARCHIVES = [("svhn", "train_32x32.mat"), ("cifar10", "cifar-10-python.tar.gz")]
 
 
-@pytest.fixture(scope="module", params=["ring", "pinwheel", "spiral"])
+@pytest.fixture(scope="module", params=["ring", "pinwheel", "spiral", "checkerboard", "moons", "rings"])
 def quadrature(request):
     """A shipped toy density, the midpoints of a fine grid, their log-densities, and a cell's area."""
     experiment = load("params.yaml").experiments["full"][request.param]
@@ -38,7 +38,7 @@ def test_a_toys_samples_have_its_entropy(quadrature):
     density, _, log_p, cell = quadrature
     mean = (log_p.exp() * log_p).nansum() * cell
     drawn = density.log_prob(density.sample(20_000, torch.Generator().manual_seed(1)))
-    assert abs(drawn.mean() - mean) < 4 * drawn.std() / math.sqrt(len(drawn))
+    assert abs(drawn.mean() - mean) < 4 * drawn.std() / math.sqrt(len(drawn)) + 1e-9  # a uniform density has no spread
 
 
 def test_a_toys_samples_fall_where_it_has_mass(quadrature):

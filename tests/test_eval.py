@@ -34,14 +34,38 @@ def test_divergences_of_two_gaussians_are_their_closed_forms() -> None:
     assert jensen_shannon(p, q, 9.0) == pytest.approx(jensen_shannon(q, p, 9.0), abs=1e-9)
 
 
-@pytest.fixture
-def points(tmp_path) -> Points:
+def open_points(tmp_path, data) -> Points:
     from fce.data.toy import density
 
-    truth = density(RING)
+    truth = density(data)
     x = truth.sample(500, torch.Generator().manual_seed(0))
     np.savez(tmp_path / "data.npz", test=x.numpy(), test_log_prob=truth.log_prob(x).numpy())
-    return Points(tmp_path / "data.npz", RING, "cpu")
+    return Points(tmp_path / "data.npz", data, "cpu")
+
+
+@pytest.fixture
+def points(tmp_path) -> Points:
+    return open_points(tmp_path, RING)
+
+
+def test_lost_and_spilled_mass_is_found(tmp_path) -> None:
+    """A model that has lost half of a checkerboard, and one whose standard deviation is twice the data's."""
+    board = open_points(tmp_path, {"source": "checkerboard", "squares": 4, "side": 1.0})
+
+    def left(x):
+        return board.density.log_prob(x).clamp(min=-60) - 60 * (x[:, 0] > 0)
+
+    half = measure("ebm", left, board, [5.0, 10.0], 400)
+    found = {score.name: score.value for score in half[0]}
+    assert found["smallest_mode_mass"] == pytest.approx(0, abs=1e-6)
+    masses = [value for name, value in found.items() if name.startswith("mode_mass_")]
+    assert sorted(masses) == pytest.approx([0] * 4 + [2] * 4, abs=1e-3)
+    assert found["mass_outside"] == pytest.approx(0, abs=1e-3)
+    assert all(math.isfinite(value) for value in found.values())
+    one = open_points(tmp_path, {"source": "ring", "modes": 1, "radius": 1e-9, "std": 0.5})
+    wide = measure("flow", lambda x: -x.double().square().sum(1) / 2 - math.log(2 * math.pi), one, [5.0, 10.0], 400)
+    outside = next(score.value for score in wide[0] if score.name == "mass_outside")
+    assert outside == pytest.approx(0.01 ** 0.25, abs=2e-3)  # P(|x| > r) = exp(-r^2 / 2 sd^2), r^2 = -2 log(0.01) / 4
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.7])
