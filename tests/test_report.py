@@ -245,6 +245,7 @@ def test_figures_are_drawn_from_what_the_stages_write(tmp_path):
         "accuracy_data": 0.5,
         "accuracy_gen": 0.5,
         "flow_updates": 1,
+        "seconds": 1.0,
         "mse_raw": 1.0,
         "mse_ema": 1.0,
         "mse_ema_normalised": 1.0,
