@@ -82,8 +82,8 @@ class Game:
         self.dropped += (~keep).sum(1).cpu()
         if (keep.sum(1) < 0.5 * keep.shape[1]).any():
             raise Stopped("most of the flow's samples are not finite; raise flow.scale_floor or lower joint.flow_lr")
-        return torch.stack([index.nonzero()[:, 0][torch.arange(len(index)) % index.sum().cpu()] if not index.all()
-                            else torch.arange(len(index), device=x.device) for index in keep])
+        finite_first = keep.int().argsort(dim=1, descending=True, stable=True)
+        return finite_first.gather(1, torch.arange(keep.shape[1], device=x.device) % keep.sum(1, keepdim=True))
 
     def start(self) -> None:
         """Give f a start onto log q by regression where asked, then c by root-finding."""
@@ -259,7 +259,7 @@ def flow_value(energy: Stack, flow: Stack, x: Tensor, eps: Tensor) -> tuple[Tens
 
 def take(values: Tensor, which: Tensor) -> Tensor:
     """values[s, which[s]] for each run s."""
-    return torch.stack([each[index] for each, index in zip(values, which, strict=True)])
+    return values[torch.arange(len(which), device=which.device)[:, None], which]
 
 
 def require_finite(v: Tensor) -> None:

@@ -22,7 +22,7 @@ INIT_BATCH = 1024  # points or images for the data-dependent initialisation (ope
 
 
 def run(jobs: list[Job]) -> None:
-    first, settings = jobs[0], jobs[0].params["pretrain"]
+    settings = jobs[0].params["pretrain"]
     data = [open_data(job.inputs["data"], job.params["data"], job.device) for job in jobs]
     generators = [torch.Generator().manual_seed(job.seed_for("batches")) for job in jobs]
     flows = []
@@ -34,7 +34,8 @@ def run(jobs: list[Job]) -> None:
     average = Average(flow, settings["ema"])
     validation = data[0].part("validation", torch.Generator().manual_seed(0))
     best = [(math.inf, state) for state in flow.split(average.state)]
-    clipped, rows = torch.zeros(len(jobs), dtype=torch.long), [[] for _ in jobs]  # type: ignore[var-annotated]
+    clipped = torch.zeros(len(jobs), dtype=torch.long)
+    rows: list[list[dict[str, Any]]] = [[] for _ in jobs]
     for step, progress in steps(settings["steps"], settings["batch"] * len(jobs)):
         factor = lr_factor(settings["decay"], settings["warmup"], step - 1, step / settings["steps"])
         set_lr(optimizer, [settings["lr"]], factor)
@@ -53,7 +54,7 @@ def run(jobs: list[Job]) -> None:
         if step % settings["validate_every"] == 0 or step == settings["steps"]:
             with average.applied():
                 scores = [unit(data[0], log_q) for log_q in evaluate(flow, validation)]
-                scales = flow("max_log_scale").tolist()
+            scales = flow("max_log_scale").tolist()
             for i, state in enumerate(flow.split(average.state)):
                 best[i] = min(best[i], (scores[i], state), key=lambda pair: pair[0])
                 row = {
@@ -76,7 +77,7 @@ def run(jobs: list[Job]) -> None:
             job.out,
             {
                 "flow": chosen if settings["select"] == "validation" else last,
-                "flow_params": first.params["flow"],
+                "flow_params": job.params["flow"],
                 "shape": shape,
                 "data_params": job.params["data"],
                 "provenance": job.provenance(),

@@ -1,6 +1,6 @@
 """The shape of params.yaml: typed, frozen, unknown keys refused; no field has a default, all stands in the file."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -97,7 +97,7 @@ class Npz(Strict):
 
 Toy = Ring | Pinwheel | Spiral | Checkerboard | Moons | Rings
 Data = Annotated[Toy | Digits | Official | Npz, Field(discriminator="source")]
-TOY_SOURCES = ("ring", "pinwheel", "spiral", "checkerboard", "moons", "rings")
+TOY_SOURCES = tuple(get_args(model.model_fields["source"].annotation)[0] for model in get_args(Toy))
 
 
 class Flow(Strict):

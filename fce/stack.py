@@ -41,8 +41,7 @@ class Stack:
             self.parameters: State = dict(self.first.named_parameters())
             self.buffers: State = dict(self.first.named_buffers())
         else:
-            parameters, buffers = stack_module_state(models)
-            self.parameters = {name: p.requires_grad_(p.is_floating_point()) for name, p in parameters.items()}
+            self.parameters, buffers = stack_module_state(models)  # frozen parameters stay frozen
             # flags are alike in all models, and vmap can't branch on them
             self.buffers = {name: b for name, b in buffers.items() if b.dtype != torch.bool}
         self.learned = {name: p for name, p in self.parameters.items() if p.requires_grad}
@@ -55,7 +54,7 @@ class Stack:
         def single(state: State, *x: Tensor) -> Any:
             return functional_call(module, {f"model.{name}": value for name, value in state.items()}, (method, *x))
 
-        state = {**self.parameters, **self.buffers}
+        state = self.state_dict()
         if x and x[0].shape[1] >= LARGE and not torch.is_grad_enabled():
             alone = [{name: p[i] for name, p in state.items()} for i in range(self.size)]
             results = [single(each, *(part[i] for part in x)) for i, each in enumerate(alone)]
@@ -69,7 +68,7 @@ class Stack:
 
     def state_dict(self) -> State:
         """All parameters and buffers; of several models stacked."""
-        return self.first.state_dict() if self.size == 1 else {**self.parameters, **self.buffers}
+        return {**self.parameters, **self.buffers}
 
     @torch.no_grad()
     def load_state_dict(self, state: State) -> None:

@@ -132,16 +132,12 @@ def main(
         device = choose_device(arguments.device)
         jobs: list[Job] = []
         for arm, seed in itertools.product(getattr(arguments, "arm", [""]), getattr(arguments, "seed", [0])):
-
-            def place(path: str, arm: str = arm, seed: int = seed) -> Path:
-                return Path(path.replace("{arm}", arm).replace("{seed}", str(seed)))
-
-            paths = {name: place(path) for name, path in given.items()}
-            needed = paths | ({"params": place(arguments.params)} if sliced else {})
+            paths = {name: place(path, arm, seed) for name, path in given.items()}
+            needed = paths | ({"params": place(arguments.params, arm, seed)} if sliced else {})
             for name, path in needed.items():
                 if not path.exists():
                     raise UserError(f"--{name}: {path} does not exist; the stage before this one makes it")
-            params, out = read_params(needed["params"]) if sliced else {}, place(arguments.out)
+            params, out = read_params(needed["params"]) if sliced else {}, place(arguments.out, arm, seed)
             if any(out == job.out for job in jobs):
                 raise UserError(f"--out: {out} would be written by several runs; name it with {{seed}} and {{arm}}")
             jobs.append(Job(stage, params, out, paths, seed, device, tags_of(out, stage), command))
@@ -153,6 +149,11 @@ def main(
     except (MemoryError, OSError) as error:
         return fail(error, 1)
     return 0
+
+
+def place(path: str, arm: str, seed: int) -> Path:
+    """The path of one run."""
+    return Path(path.replace("{arm}", arm).replace("{seed}", str(seed)))
 
 
 def execute(jobs: list[Job], run: Callable[[list[Job]], None], threads: int) -> None:

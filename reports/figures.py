@@ -134,9 +134,9 @@ def errors(folder: Path, experiments: list[str], out: Path, why: Reason) -> Figu
         return Figure(name, title, "", why(experiments[0], "joint-from-random", "joint"))
     experiment, run = next(iter(runs.items()))  # the paper draws the mixture of Gaussians, our first density
     canvas, axes = plt.subplots(1, 2, sharey=True, figsize=size(2))
+    # a run's seconds differ a little between seeds: their mean at each update gives the band its place
+    timed = run.assign(seconds=run.groupby(["arm", "ebm_updates"])["seconds"].transform("mean"))
     for ax, x, label in zip(axes, ("ebm_updates", "seconds"), ("EBM updates", "CPU seconds of a run"), strict=True):
-        # a run's seconds differ a little between seeds: their mean at each update gives the band its place
-        timed = run.assign(seconds=run.groupby(["arm", "ebm_updates"])["seconds"].transform("mean"))
         lines(ax, timed, x, "mse_ema")
         ax.set(yscale="log", title=experiment, xlabel=label, ylabel="MSE of log p" if ax is axes[0] else "")
     legend(canvas, axes)

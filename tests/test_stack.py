@@ -1,6 +1,7 @@
 """A stack of models computes and learns what its models do alone."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from fce import joint, pretrain
 from fce.data import data
 from fce.energy import make_energy
 from fce.flow.glow import Gaussian, make_glow
+from fce.game import Game, take
 from fce.optim import make_optimizer
 from fce.params import load
 from fce.stack import LARGE, Stack
-from fce.stage import main
+from fce.stage import Stopped, main
 from fce.state import load as load_state
 
 FLOW = {"levels": 1, "steps": 3, "width": 16, "layers": "fc", "coupling": "affine", "scale_floor": 0.0,
@@ -123,6 +125,19 @@ def test_stacked_runs_are_the_single_ones(ring):
             for player in ("energy", "flow", "energy_raw", "flow_raw"):
                 for name, value in stacked[player].items():
                     assert torch.allclose(value.float(), single[player][name].float(), atol=2e-3), (arm, player, name)
+
+
+def test_finite_samples_stand_in_for_the_others_of_their_run_and_these_are_counted():
+    x, log_q = torch.arange(12.0).view(2, 3, 2), torch.zeros(2, 3)
+    x[0, 0, 1], log_q[0, 1] = torch.nan, torch.inf
+    game = SimpleNamespace(dropped=torch.zeros(2, dtype=torch.long))
+    with pytest.raises(Stopped, match="not finite"):
+        Game.choose_finite(game, x, log_q)
+    log_q[0, 1] = 0.0
+    which = Game.choose_finite(game, x, log_q)
+    assert which.tolist() == [[1, 2, 1], [0, 1, 2]]
+    assert torch.equal(take(x, which)[0], x[0, [1, 2, 1]]) and torch.equal(take(x, which)[1], x[1])
+    assert game.dropped.tolist() == [3, 0]
 
 
 def test_outputs_that_several_runs_would_write_are_refused(ring, capsys):

@@ -40,7 +40,28 @@ class Gaussianize(nn.Module):
         return mean + logs.exp() * eps, sum_features(logs)
 
 
-class Glow(nn.Module):
+class Sampler(nn.Module):
+    """A density whose samples are decoded noise: what Glow and the Gaussian share."""
+
+    dims: int
+
+    def decode(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """(x, log q(x) [B]) from eps [B, D]."""
+        raise NotImplementedError
+
+    def rsample_with_log_prob(
+        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """n samples and their log q, with gradients through both."""
+        eps = torch.randn(n, self.dims, generator=generator)
+        return self.decode(temperature * eps.to(next(self.buffers()).device))
+
+    @torch.no_grad()
+    def sample(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        return self.rsample_with_log_prob(n, temperature, generator)[0]
+
+
+class Glow(Sampler):
     """A normalised density q(x) on R^D (or on the box, with `input: logit`).
 
     x is [B, C, H, W] in model coordinates, or [B, 2]; eps is [B, D], standard normal; log q is [B] in nats and
@@ -149,17 +170,6 @@ class Glow(nn.Module):
         """log q(x) [B] in nats."""
         return self.encode(x)[1]
 
-    def rsample_with_log_prob(
-        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """n samples and their log q, with gradients through both."""
-        eps = torch.randn(n, self.dims, generator=generator)
-        return self.decode(temperature * eps.to(self.initialized.device))
-
-    @torch.no_grad()
-    def sample(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        return self.rsample_with_log_prob(n, temperature, generator)[0]
-
     def max_log_scale(self) -> Tensor:
         """The largest |log-scale| of the actnorms and 1x1 convolutions: an explosion's first sign."""
         steps = [step for level in self.levels for step in level]
@@ -174,7 +184,7 @@ class Glow(nn.Module):
             raise RuntimeError("Glow is not initialised: call initialize(x) with data, or load a state, first")
 
 
-class Gaussian(nn.Module):
+class Gaussian(Sampler):
     """A Gaussian with the data's mean and covariance, with Glow's interface: the noise of plain NCE."""
 
     mean: Tensor
@@ -199,15 +209,6 @@ class Gaussian(nn.Module):
     def decode(self, eps: Tensor) -> tuple[Tensor, Tensor]:
         x = self.mean + eps @ self.factor.T
         return x.view(-1, *self.shape), normal_log_prob(eps) - self.factor.diagonal().log().sum()
-
-    def rsample_with_log_prob(
-        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return self.decode(temperature * torch.randn(n, self.dims, generator=generator).to(self.mean.device))
-
-    @torch.no_grad()
-    def sample(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        return self.rsample_with_log_prob(n, temperature, generator)[0]
 
 
 def halvings(side: int, most: int) -> int:
