@@ -138,7 +138,8 @@ def errors(folder: Path, experiments: list[str], out: Path, why: Reason) -> Figu
     timed = run.assign(seconds=run.groupby(["arm", "ebm_updates"])["seconds"].transform("mean"))
     for ax, x, label in zip(axes, ("ebm_updates", "seconds"), ("EBM updates", "CPU seconds of a run"), strict=True):
         lines(ax, timed, x, "mse_ema")
-        ax.set(yscale="log", title=experiment, xlabel=label, ylabel="MSE of log p" if ax is axes[0] else "")
+        ax.set(title=experiment, xlabel=label, ylabel="MSE of log p" if ax is axes[0] else "")
+    axes[0].set_yscale("log")  # shared; only now, for on a logarithmic axis seaborn averages logarithms
     legend(canvas, axes)
     data = pd.concat([run.assign(experiment=experiment) for experiment, run in runs.items()])
     columns = ["experiment", "arm", "seed", "ebm_updates", "flow_updates", "seconds", "mse_raw", "mse_ema",
