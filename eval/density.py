@@ -1,12 +1,14 @@
 """Measure: 2D densities against the truth by quadrature.
 
-A flow is read as it is; an EBM both with its learned c and normalised by quadrature. The integrals are midpoint
-sums over two boxes; the larger box has the coarser cells, and a disagreement of the two is reported.
+A flow is read as it is; an EBM both with its learned c and normalised by quadrature. Every integral is a midpoint
+sum, taken anew with coarser cells and over a larger box: the largest difference is the quadrature's error.
 """
 
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,22 +26,53 @@ from fce.state import atomic, load
 
 LogDensity = Callable[[Tensor], Tensor]  # points [n, 2] -> log-densities [n] in nats
 REGION = 0.99  # of the truth; what a model puts outside is its over-dispersion
-TOLERANCE = 1e-3  # nats by which the two boxes may differ before a warning
+TOLERANCE = 1e-3  # nats or probability by which an integral's values may differ before a warning
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A grid on [-box, box]^2 and the true density there.
+
+    Attributes:
+        x: midpoints [n, 2].
+        truth: log-densities [n] in nats.
+        mode: the index [n] of the nearest mode.
+        inside: whether a cell [n] belongs to the smallest region that holds REGION of the truth.
+    """
+
+    box: float
+    x: Tensor
+    truth: Tensor
+    mode: Tensor
+    inside: Tensor
+
+    @classmethod
+    def of(cls, data: Points, box: float, points: int) -> "Cells":
+        x = grid(box, points)
+        truth = data.density.log_prob(x)
+        return cls(box, x, truth, data.density.mode_of(x), truth >= level(truth, REGION, box))
+
+    def integral(self, values: Tensor) -> float:
+        return integral(values, self.box)
 
 
 def run(job: Job) -> None:
     settings = job.params["density"]
     data = open_data(job.inputs["data"], job.params["data"], job.device)
     assert isinstance(data, Points)
+    (box, wide), (fine, coarse) = settings["boxes"], settings["points"]
+    grids = [Cells.of(data, *each) for each in ((box, fine), (box, coarse), (wide, fine))]
     side = settings["plot_points"]
-    plot = grid(settings["boxes"][0], side)
+    plot = grid(box, side)
     pictures = {"truth": data.density.log_prob(plot)}
     scores = [
         mean_score("log_likelihood", "data", data.arrays["test_log_prob"], "nats", "the true density, held-out points")
     ]
-    for name, log_density in models_of(job).items():
-        found, log_z = measure(name, log_density, data, settings["boxes"], settings["points"])
-        scores += found
+    models = models_of(job)
+    for name, (log_density, parameters) in models.items():
+        found, log_z = measure(name, log_density, data, grids)
+        scores += [*found, Score(name="parameters", model=name, value=parameters, unit="parameters", n=1,
+                                 protocol="learned numbers of the network")]
         pictures[name] = log_density(plot) - log_z
     with atomic(job.out.with_suffix(".npz")) as partial:
         arrays = {name: values.reshape(side, side).numpy().astype(np.float32) for name, values in pictures.items()}
@@ -47,60 +80,73 @@ def run(job: Job) -> None:
     write_scores(job, scores)
 
 
-def measure(
-    name: Model, log_density: LogDensity, data: Points, boxes: list[float], points: int
-) -> tuple[list[Score], float]:
+def measure(name: Model, log_density: LogDensity, data: Points, grids: list[Cells]) -> tuple[list[Score], float]:
     """All scores of one model, and its log Z."""
-    box, wide = boxes
-    how = f"midpoint rule, {points}x{points} cells on [-{box:g}, {box:g}]^2"
-    cells = grid(box, points)
-    truth, as_trained = data.density.log_prob(cells), log_density(cells)
-    log_z, log_z_wide = log_mass(as_trained, box), log_mass(log_density(grid(wide, points)), wide)
-    if abs(log_z - log_z_wide) > TOLERANCE:
-        log.warning("%s: log Z is %.4f on the small box and %.4f on the large one", name, log_z, log_z_wide)
-    log_p = as_trained - log_z
-    at_test, exact = log_density(data.arrays["test"]), data.arrays["test_log_prob"]
+    cells, coarse, wide = grids
+    log_p = [log_density(each.x) for each in grids]
+    values, *others = [integrals(each, log_values) for each, log_values in zip(grids, log_p, strict=True)]
+    errors = {what: max(abs(value - other[what]) for other in others) for what, value in values.items()}
+    worst = max(errors, key=lambda what: errors[what])
+    if errors[worst] > TOLERANCE:
+        log.warning(
+            "%s: the quadrature of %s is uncertain: %.5f with fine cells, %.5f with coarse ones, %.5f on the box of "
+            "%g; does mass escape?", name, worst, values[worst], *(other[worst] for other in others), wide.box)
+    side = math.isqrt(len(cells.x))
+    how = f"midpoint rule, {side}x{side} cells on [-{cells.box:g}, {cells.box:g}]^2"
+    log_z, modes = values["log_z_error"], [value for what, value in values.items() if what.startswith("mode_mass_")]
 
     def score(what: str, value: float, protocol: str, unit: str = "nats") -> Score:
-        return Score(name=what, model=name, value=value, unit=unit, n=points**2, protocol=protocol)
+        return Score(name=what, model=name, value=value, unit=unit, n=len(cells.x), protocol=f"{protocol}, {how}",
+                     quadrature_error=errors.get(what))
 
+    at_test, exact = log_density(data.arrays["test"]), data.arrays["test_log_prob"]
     held = "on held-out points"
-    mode = data.density.mode_of(cells)
-    shares = [
-        integral(log_p.exp().where(mode == i, 0), box) / integral(truth.exp().where(mode == i, 0), box)
-        for i in range(data.density.modes)
-    ]
     return [
-        *(score(f"mode_mass_{i}", share, f"of mode {i}, against the truth's, {how}", "ratio")
-          for i, share in enumerate(shares)),
-        score("smallest_mode_mass", min(shares), f"against the truth's of that mode, {how}", "ratio"),
-        score("mass_outside", 1 - integral(log_p.exp().where(truth >= level(truth, REGION, box), 0), box),
-              f"outside the smallest region that holds {REGION:.0%} of the truth, {how}", "probability"),
-        score("kl", divergence(truth, log_p, box), f"KL(data || {name}), {how}"),
-        score("jsd", jensen_shannon(truth, log_p, box), f"with the factor 1/2 that eq. 5 leaves out, {how}"),
-        score("total_variation", 0.5 * integral((truth.exp() - log_p.exp()).abs(), box), how, "probability"),
-        score("log_z_error", log_z, f"log of the integral of the density as trained, {how}"),
-        score("log_z_uncertainty", abs(log_z - log_z_wide), f"difference to [-{wide:g}, {wide:g}]^2"),
+        *(score(f"mode_mass_{i}", share, f"of mode {i}, against the truth's", "ratio") for i, share in enumerate(modes)),
+        score("smallest_mode_mass", min(modes), "against the truth's of that mode", "ratio"),
+        score("mass_outside", values["mass_outside"], f"outside the smallest region that holds {REGION:.0%} of the truth",
+              "probability"),
+        score("kl", values["kl"], f"KL(data || {name})"),
+        score("jsd", values["jsd"], "with the factor 1/2 that eq. 5 leaves out"),
+        score("total_variation", values["total_variation"], "half the integral of the difference", "probability"),
+        score("log_z_error", log_z, "log of the integral of the density as trained"),
+        score("quadrature_error", errors[worst], f"of {worst}, the worst of all: largest difference to "
+              f"{math.isqrt(len(coarse.x))} cells a side and to [-{wide.box:g}, {wide.box:g}]^2"),
         mean_score("log_likelihood", name, at_test - log_z, "nats", f"normalised by quadrature, {held}"),
         mean_score("mse_log_density", name, (at_test - exact).square(), "nats^2", f"as trained, {held}"),
-        mean_score(
-            "mse_log_density_normalised",
-            name,
-            (at_test - log_z - exact).square(),
-            "nats^2",
-            f"normalised by quadrature, {held}",
-        ),
+        mean_score("mse_log_density_normalised", name, (at_test - log_z - exact).square(), "nats^2",
+                   f"normalised by quadrature, {held}"),
     ], log_z
 
 
-def models_of(job: Job) -> dict[Model, LogDensity]:
-    """{flow, ebm}: log-density functions on the CPU, float64, of the models in the checkpoint `--model`."""
+def integrals(cells: Cells, as_trained: Tensor) -> dict[str, float]:
+    """What quadrature tells of a density, from its logs as trained at the cells."""
+    log_z = log_mass(as_trained, cells.box)
+    log_p = as_trained - log_z
+    p, truth = log_p.exp(), cells.truth.exp()
+    mass, true_mass = (torch.zeros(int(cells.mode.max()) + 1, dtype=p.dtype).index_add(0, cells.mode, values)
+                       for values in (p, truth))
+    return {
+        "kl": divergence(cells.truth, log_p, cells.box),
+        "jsd": jensen_shannon(cells.truth, log_p, cells.box),
+        "total_variation": 0.5 * cells.integral((truth - p).abs()),
+        "log_z_error": log_z,
+        "mass_outside": 1 - cells.integral(p.where(cells.inside, 0)),
+        **{f"mode_mass_{i}": share for i, share in enumerate((mass / true_mass).tolist())},
+    }
+
+
+def models_of(job: Job) -> dict[Model, tuple[LogDensity, int]]:
+    """{flow, ebm}: log-density functions on the CPU, float64, of the models in the checkpoint `--model`, and sizes."""
     path = job.inputs["model"]
+    models: dict[Model, Any] = {}
     if path.stem == "pretrain":
-        return {"flow": in_chunks(load_flow(load(path)).log_prob)}
-    energy, noise = load_models(path, "cpu")
-    found: dict[Model, LogDensity] = {"ebm": in_chunks(energy.log_prob)}
-    return found if isinstance(noise, Gaussian) else found | {"flow": in_chunks(noise.log_prob)}
+        models["flow"] = load_flow(load(path))
+    else:
+        models["ebm"], noise = load_models(path, "cpu")
+        if not isinstance(noise, Gaussian):
+            models["flow"] = noise
+    return {name: (in_chunks(each.log_prob), sum(p.numel() for p in each.parameters())) for name, each in models.items()}
 
 
 def in_chunks(log_prob: LogDensity) -> LogDensity:

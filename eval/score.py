@@ -22,6 +22,7 @@ class Score(BaseModel):
         value: in `unit`.
         standard_error: of the value, over what `protocol` says; None where it has none.
         n: how many points, images or draws the value is a mean of.
+        quadrature_error: of an integral, its largest difference on another grid; None where it is no integral.
         labels: the number of labelled examples, for a probe.
         protocol: in words.
     """
@@ -35,6 +36,7 @@ class Score(BaseModel):
     n: int
     protocol: str
     standard_error: float | None = None
+    quadrature_error: float | None = None
     labels: int | None = None
 
 
