@@ -30,16 +30,20 @@ def of_kind(profile, kind):
     return getattr(PARAMS.profiles[profile], kind)
 
 
+def densities(profile):
+    """The score files of a profile's 2D part."""
+    return expand(RUN + "{arm}/density.json", profile=profile, experiment=of_kind(profile, "toy"),
+                  seed=PARAMS.profiles[profile].seeds.toy, arm=["mle", *ARMS["toy"]])
+
+
 def scores(profile):
     """Every score file of a profile."""
     seeds = PARAMS.profiles[profile].seeds
-    toy = expand(RUN + "{arm}/density.json", profile=profile, experiment=of_kind(profile, "toy"), seed=seeds.toy,
-                 arm=["mle", *ARMS["toy"]])
     flows = expand(RUN + "{arm}/{measure}.json", profile=profile, experiment=of_kind(profile, "images"), seed=seeds.images,
                    arm=["mle", *ARMS["images"]], measure=["bits_per_dim", "fid"])
     features = expand(RUN + "{arm}/probe.json", profile=profile, experiment=of_kind(profile, "images"), seed=seeds.images,
                       arm=["random-init", *ARMS["images"]])
-    return toy + flows + features
+    return densities(profile) + flows + features
 
 
 def names(kind):
@@ -98,6 +102,14 @@ rule full:
 rule quick:
     input:
         "build/report/quick/index.html",
+
+
+# Figures 1 and 2 alone, which need no GPU; the report names what is missing.
+rule densities:
+    input:
+        densities("full"),
+    shell:
+        "python -m reports.build --profile full --build build --out build/report/full/index.html"
 
 
 rule data:

@@ -176,7 +176,7 @@ class Joint(Strict):
 
 class Density(Strict):
     boxes: Annotated[list[Rate], Field(min_length=2, max_length=2)]
-    points: Positive
+    points: Annotated[list[Positive], Field(min_length=2, max_length=2)]
     plot_points: Positive
 
 
