@@ -102,10 +102,10 @@ def measure(name: Model, log_density: LogDensity, data: Points, grids: list[Cell
     at_test, exact = log_density(data.arrays["test"]), data.arrays["test_log_prob"]
     held = "on held-out points"
     return [
-        *(score(f"mode_mass_{i}", share, f"of mode {i}, against the truth's", "ratio") for i, share in enumerate(modes)),
+        *(score(f"mode_mass_{i}", mass, f"of mode {i}, against the truth's", "ratio") for i, mass in enumerate(modes)),
         score("smallest_mode_mass", min(modes), "against the truth's of that mode", "ratio"),
-        score("mass_outside", values["mass_outside"], f"outside the smallest region that holds {REGION:.0%} of the truth",
-              "probability"),
+        score("mass_outside", values["mass_outside"],
+              f"outside the smallest region that holds {REGION:.0%} of the truth", "probability"),
         score("kl", values["kl"], f"KL(data || {name})"),
         score("jsd", values["jsd"], "with the factor 1/2 that eq. 5 leaves out"),
         score("total_variation", values["total_variation"], "half the integral of the difference", "probability"),
@@ -146,7 +146,8 @@ def models_of(job: Job) -> dict[Model, tuple[LogDensity, int]]:
         models["ebm"], noise = load_models(path, "cpu")
         if not isinstance(noise, Gaussian):
             models["flow"] = noise
-    return {name: (in_chunks(each.log_prob), sum(p.numel() for p in each.parameters())) for name, each in models.items()}
+    return {name: (in_chunks(model.log_prob), sum(p.numel() for p in model.parameters()))
+            for name, model in models.items()}
 
 
 def in_chunks(log_prob: LogDensity) -> LogDensity:

@@ -50,14 +50,17 @@ def content(profile: str, build: Path, out: Path) -> list[Section]:
     from reports import figures  # seaborn takes seconds to import
 
     folder, paper = build / profile, read_paper()
-    chosen, notes = params.load(HERE.parent / "params.yaml").profiles[profile], paper["notes"]
+    settings, notes = params.load(HERE.parent / "params.yaml"), paper["notes"]
+    chosen, all_of = settings.profiles[profile], settings.experiments[profile]
     names = {"toy": chosen.toy, "images": chosen.images}
     failed, files = failures(folder), tables.score_files(folder)
     why = partial(why_missing, failed)
     scores, origins = tables.score_table(files), provenance(folder, files)
     write(out / "scores.csv", scores.to_csv(index=False).encode())
 
-    fits = [figures.densities(folder, chosen.toy, scores, out, why),
+    # Figure 1 has a row for each density, and its variants have none: the first experiment of each source
+    shapes = {all_of[name].data.source: name for name in reversed(chosen.toy)}
+    fits = [figures.densities(folder, [name for name in chosen.toy if name in shapes.values()], scores, out, why),
             figures.errors(folder, chosen.toy, out, why)] if chosen.toy else []
     samples = [figures.samples(folder, experiment, out, why) for experiment in chosen.images]
     probe = [figures.probe(folder, chosen.images, scores, out, why)] if chosen.images else []
@@ -126,13 +129,14 @@ def experiment_blocks(scores: pd.DataFrame, experiment: str, kind: str, notes: d
             missing.setdefault(why(experiment, arm, measure), []).append(f"{measure} of {arm}")
     blocks: list[Any] = [Text(f"{label}: {reason} ({', '.join(what)})", "missing") for reason, what in missing.items()]
     makers = [(kind, f"Results, {label}", tables.results, "Model"),
+              ("modes", f"Mass of each mode, against the truth's, {label}", tables.modes_table, "Model"),
               ("trade", f"What joint training changes in Glow, {label}", tables.trade_table, "Arm"),
               ("probe", f"Accuracy of a linear classifier on frozen features, {label}", tables.probe_table, "Labels")]
     for name, title, make, row in makers:
         frame = make(have, experiment, [row])
         if len(frame):
             seeds = make(have, experiment, [row, "Seed"])
-            blocks += [Table(f"{experiment}-{name}", title, frame, notes[name]),
+            blocks += [Table(f"{experiment}-{name}", title, frame, notes[name], folded=name == "modes"),
                        Table(f"{experiment}-{name}-seeds", f"{title}: each seed", seeds, folded=name != "trade")]
     return blocks
 

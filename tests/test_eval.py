@@ -9,7 +9,7 @@ import torch
 from eval import weights
 from eval.bits_per_dim import simple_codes
 from eval.classifier import Classifier
-from eval.density import divergence, integral, jensen_shannon, measure
+from eval.density import Cells, divergence, integral, jensen_shannon, measure
 from eval.fid import Uint8Images, frechet, use_classifier
 from eval.probe import accuracy, subset
 from fce.data.data import Images, Points
@@ -43,6 +43,11 @@ def open_points(tmp_path, data) -> Points:
     return Points(tmp_path / "data.npz", data, "cpu")
 
 
+def measured(name, log_density, data: Points, points: int):
+    grids = [Cells.of(data, *each) for each in ((5, points), (5, points // 2), (10, points))]
+    return measure(name, log_density, data, grids)
+
+
 @pytest.fixture
 def points(tmp_path) -> Points:
     return open_points(tmp_path, RING)
@@ -55,7 +60,7 @@ def test_lost_and_spilled_mass_is_found(tmp_path) -> None:
     def left(x):
         return board.density.log_prob(x).clamp(min=-60) - 60 * (x[:, 0] > 0)
 
-    half = measure("ebm", left, board, [5.0, 10.0], 400)
+    half = measured("ebm", left, board, 400)
     found = {score.name: score.value for score in half[0]}
     assert found["smallest_mode_mass"] == pytest.approx(0, abs=1e-6)
     masses = [value for name, value in found.items() if name.startswith("mode_mass_")]
@@ -63,20 +68,35 @@ def test_lost_and_spilled_mass_is_found(tmp_path) -> None:
     assert found["mass_outside"] == pytest.approx(0, abs=1e-3)
     assert all(math.isfinite(value) for value in found.values())
     one = open_points(tmp_path, {"source": "ring", "modes": 1, "radius": 1e-9, "std": 0.5})
-    wide = measure("flow", lambda x: -x.double().square().sum(1) / 2 - math.log(2 * math.pi), one, [5.0, 10.0], 400)
+    wide = measured("flow", lambda x: -x.double().square().sum(1) / 2 - math.log(2 * math.pi), one, 400)
     outside = next(score.value for score in wide[0] if score.name == "mass_outside")
     assert outside == pytest.approx(0.01 ** 0.25, abs=2e-3)  # P(|x| > r) = exp(-r^2 / 2 sd^2), r^2 = -2 log(0.01) / 4
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.7])
 def test_the_true_density_up_to_a_constant_has_no_error_but_its_constant(points: Points, offset: float) -> None:
-    scores, log_z = measure("ebm", lambda x: points.density.log_prob(x) + offset, points, [5.0, 10.0], 300)
+    scores, log_z = measured("ebm", lambda x: points.density.log_prob(x) + offset, points, 300)
     found = {score.name: score.value for score in scores}
     assert log_z == pytest.approx(offset, abs=1e-4)
     assert found["log_z_error"] == pytest.approx(offset, abs=1e-4)
     assert found["mse_log_density"] == pytest.approx(offset**2, abs=1e-4)
-    for name in ("kl", "jsd", "total_variation", "mse_log_density_normalised", "log_z_uncertainty"):
+    for name in ("kl", "jsd", "total_variation", "mse_log_density_normalised", "quadrature_error"):
         assert found[name] == pytest.approx(0, abs=1e-3), name
+
+
+def test_escaping_mass_is_reported(points: Points, caplog) -> None:
+    """A tenth of the mass in a strip that only the larger box has."""
+
+    def spilled(x):
+        aside = ((x[:, 0] > 6) & (x[:, 0] < 7)).double() * 0.1 / 20
+        return (points.density.log_prob(x).exp() * 0.9 + aside).clamp(min=1e-30).log()
+
+    scores, _ = measured("ebm", spilled, points, 300)
+    found = {score.name: score for score in scores}
+    assert found["log_z_error"].quadrature_error == pytest.approx(math.log(1 / 0.9), abs=1e-3)
+    assert found["quadrature_error"].value >= found["kl"].quadrature_error > 0.05
+    assert found["log_likelihood"].quadrature_error is None
+    assert "does mass escape?" in caplog.text
 
 
 def image_data(tmp_path, train: np.ndarray, test: np.ndarray, levels: int) -> Images:
