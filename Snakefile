@@ -225,21 +225,30 @@ for profile, settings in PARAMS.profiles.items():
             "python -m fce.joint --params '{params.slices}' --data {input.data} --flow '{params.flows}'"
             " --seed {params.seeds} --arm {params.arms} --device cpu --threads 1 --out '{params.out}' > {log} 2>&1"
 
+    for models, arms in ((SEED + "pretrain.pt", ["mle"]), (SEED + "{arm}/joint.pt", ARMS["toy"])):
 
-rule density:
-    input:
-        code=sources("eval/density.py"),
-        params=SLICE + "density.json",
-        data="build/{profile}/{experiment}/data.npz",
-        model=model,
-    output:
-        scores=RUN + "{arm}/density.json",
-        grid=RUN + "{arm}/density.npz",
-    log:
-        RUN + "{arm}/density.log",
-    shell:
-        "python -m eval.density --params {input.params} --data {input.data} --model {input.model}"
-        " --seed {wildcards.seed} --device cpu --threads {threads} --out {output.scores} > {log} 2>&1"
+        rule:
+            name: f"{profile}_density_" + ("mle" if arms == ["mle"] else "joint")
+            input:
+                code=sources("eval/density.py"),
+                params=TOY + "params/density.json",
+                data=TOY + "data.npz",
+                models=expand(models, seed=settings.seeds.toy, arm=arms, allow_missing=True),
+            output:
+                scores=expand(SEED + "{arm}/density.json", seed=settings.seeds.toy, arm=arms, allow_missing=True),
+                grids=expand(SEED + "{arm}/density.npz", seed=settings.seeds.toy, arm=arms, allow_missing=True),
+            log:
+                TOY + ("density_mle.log" if arms == ["mle"] else "density_joint.log"),
+            wildcard_constraints:
+                experiment=names("toy"),
+            params:
+                seeds=settings.seeds.toy,
+                arms=arms,
+                models=each(models),
+                out=each(SEED + "{arm}/density.json"),
+            shell:
+                "python -m eval.density --params {input.params} --data {input.data} --model '{params.models}'"
+                " --seed {params.seeds} --arm {params.arms} --device cpu --threads 1 --out '{params.out}' > {log} 2>&1"
 
 
 rule classifier:

@@ -56,15 +56,22 @@ class Cells:
         return integral(values, self.box)
 
 
-def run(job: Job) -> None:
-    settings = job.params["density"]
-    data = open_data(job.inputs["data"], job.params["data"], job.device)
+def run(jobs: list[Job]) -> None:
+    """Models of one density share the truth on the grids."""
+    settings = jobs[0].params["density"]
+    data = open_data(jobs[0].inputs["data"], jobs[0].params["data"], jobs[0].device)
     assert isinstance(data, Points)
     (box, wide), (fine, coarse) = settings["boxes"], settings["points"]
     grids = [Cells.of(data, *each) for each in ((box, fine), (box, coarse), (wide, fine))]
-    side = settings["plot_points"]
-    plot = grid(box, side)
-    pictures = {"truth": data.density.log_prob(plot)}
+    plot = grid(box, settings["plot_points"])
+    truth = data.density.log_prob(plot)
+    for job in jobs:
+        compare(job, data, grids, plot, truth)
+
+
+def compare(job: Job, data: Points, grids: list[Cells], plot: Tensor, truth: Tensor) -> None:
+    """Write the scores of one checkpoint's models, and their log-densities on the grid `plot`, truth's beside them."""
+    pictures, side = {"truth": truth}, math.isqrt(len(plot))
     scores = [
         mean_score("log_likelihood", "data", data.arrays["test_log_prob"], "nats", "the true density, held-out points")
     ]
@@ -182,4 +189,4 @@ def jensen_shannon(log_p: Tensor, log_q: Tensor, box: float) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data", "model"]))
+    sys.exit(main(__doc__, run, inputs=["data", "model"], several=True))
