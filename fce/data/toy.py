@@ -29,7 +29,7 @@ class Mixture:
     def __init__(self, means: Tensor, factors: Tensor, modes: int, swirl: tuple[float, float] | None = None):
         self.modes = modes
         self.means, self.factors, self.swirl = means.double(), factors.double(), swirl
-        # a component's log-density is a quadratic form: with coefficients of 1, x, y, x^2, y^2, xy, one product gives all
+        # a component's log-density is a quadratic form: one product with 1, x, y, x^2, y^2, xy gives all of them
         log_norm = -math.log(2 * math.pi) - self.factors.diagonal(dim1=1, dim2=2).log().sum(1)
         p = torch.cholesky_inverse(self.factors)
         pm = (p @ self.means[:, :, None]).squeeze(2)
