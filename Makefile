@@ -27,7 +27,10 @@ test: install  ## the tests
 	python -m pytest
 
 lint: install  ## ruff and mypy
-	ruff check . && mypy fce eval reports
+	ruff check . && mypy fce eval reports benchmarks
+
+bench: install  ## measure what stacking 2D runs gains
+	python -m benchmarks.stack --out benchmarks/results/stack.json
 
 ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
 ui: install  ## send what MLflow does not have yet; then its UI on loopback
@@ -45,5 +48,5 @@ lock: pyproject.toml  ## refresh the lock files (envs/README.md)
 clean:  ## remove what the project made, but the environment and what is published
 	rm -rf build .snakemake mlflow.db
 
-.PHONY: help install quick full test lint ui pull lock clean
+.PHONY: help install quick full test lint bench ui pull lock clean
 .DEFAULT_GOAL := help
