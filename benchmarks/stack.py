@@ -28,7 +28,9 @@ from fce.track import environment
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def steps(runs: int, flow_params: dict[str, Any], energy_params: dict[str, Any], batch: int) -> dict[str, Callable[[], None]]:
+def steps(
+    runs: int, flow_params: dict[str, Any], energy_params: dict[str, Any], batch: int
+) -> dict[str, Callable[[], None]]:
     """One step of each kind for `runs` stacked runs: gradients, without the optimiser, which is one call in both."""
     x, eps = torch.randn(2, runs, batch, 2)
     glows = [make_glow((2,), flow_params) for _ in range(runs)]
