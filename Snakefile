@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from fce.params import ARMS, ParamsError, load
+from fce.params import ParamsError, load
 from fce.sources import sources
 
 try:
@@ -30,20 +30,30 @@ def of_kind(profile, kind):
     return getattr(PARAMS.profiles[profile], kind)
 
 
+def results(profile, kind, measure, first):
+    """The score files of one measure: of the model `first` and of each experiment's arms."""
+    return [path for experiment in of_kind(profile, kind) for path in expand(
+        RUN + "{arm}/{measure}.json", profile=profile, experiment=experiment, measure=measure,
+        seed=getattr(PARAMS.profiles[profile].seeds, kind), arm=[first, *PARAMS.arms(profile, experiment)])]
+
+
 def densities(profile):
     """The score files of a profile's 2D part."""
-    return expand(RUN + "{arm}/density.json", profile=profile, experiment=of_kind(profile, "toy"),
-                  seed=PARAMS.profiles[profile].seeds.toy, arm=["mle", *ARMS["toy"]])
+    return results(profile, "toy", "density", "mle")
 
 
 def scores(profile):
     """Every score file of a profile."""
-    seeds = PARAMS.profiles[profile].seeds
-    flows = expand(RUN + "{arm}/{measure}.json", profile=profile, experiment=of_kind(profile, "images"), seed=seeds.images,
-                   arm=["mle", *ARMS["images"]], measure=["bits_per_dim", "fid"])
-    features = expand(RUN + "{arm}/probe.json", profile=profile, experiment=of_kind(profile, "images"), seed=seeds.images,
-                      arm=["random-init", *ARMS["images"]])
-    return densities(profile) + flows + features
+    flows = results(profile, "images", ["bits_per_dim", "fid"], "mle")
+    return densities(profile) + flows + results(profile, "images", "probe", "random-init")
+
+
+def by_arms(profile):
+    """The 2D experiments of a profile that run the same arms: [(the arms, a pattern of the experiments)]."""
+    groups = {}
+    for experiment in of_kind(profile, "toy"):
+        groups.setdefault(PARAMS.arms(profile, experiment), []).append(experiment)
+    return [(arms, "|".join(experiments)) for arms, experiments in groups.items()]
 
 
 def names(kind):
@@ -172,7 +182,7 @@ rule joint:
 
 
 # A 2D density trains its seeds and arms side by side, in one process. Outputs can't depend on wildcards in number, and
-# the profiles' seeds differ: so each profile has its own rules.
+# the profiles' seeds and the densities' arms differ: so each profile has rules of its own for each set of arms.
 for profile, settings in PARAMS.profiles.items():
     TOY = f"build/{profile}/{{experiment}}/"
     SEED = TOY + "seed-{seed}/"
@@ -199,36 +209,39 @@ for profile, settings in PARAMS.profiles.items():
             "python -m fce.pretrain --params {input.params} --data {input.data} --seed {params.seeds}"
             " --device cpu --threads 1 --out '{params.out}' > {log} 2>&1"
 
-    rule:
-        name: f"{profile}_joint_2d"
-        input:
-            code=sources("fce/joint.py"),
-            params=expand(TOY + "params/joint/{arm}.json", arm=ARMS["toy"], allow_missing=True),
-            data=TOY + "data.npz",
-            flows=expand(SEED + "pretrain.pt", seed=settings.seeds.toy, allow_missing=True),
-        output:
-            models=expand(SEED + "{arm}/joint.pt", seed=settings.seeds.toy, arm=ARMS["toy"], allow_missing=True),
-            curves=expand(SEED + "{arm}/joint.csv", seed=settings.seeds.toy, arm=ARMS["toy"], allow_missing=True),
-        log:
-            TOY + "joint.log",
-        benchmark:
-            TOY + "joint.benchmark.tsv"
-        wildcard_constraints:
-            experiment=names("toy"),
-        params:
-            seeds=settings.seeds.toy,
-            arms=ARMS["toy"],
-            slices=each(TOY + "params/joint/{arm}.json"),
-            flows=each(SEED + "pretrain.pt"),
-            out=each(SEED + "{arm}/joint.pt"),
-        shell:
-            "python -m fce.joint --params '{params.slices}' --data {input.data} --flow '{params.flows}'"
-            " --seed {params.seeds} --arm {params.arms} --device cpu --threads 1 --out '{params.out}' > {log} 2>&1"
-
-    for models, arms in ((SEED + "pretrain.pt", ["mle"]), (SEED + "{arm}/joint.pt", ARMS["toy"])):
+    for group, (arms, experiments) in enumerate(by_arms(profile), start=1):
 
         rule:
-            name: f"{profile}_density_" + ("mle" if arms == ["mle"] else "joint")
+            name: f"{profile}_joint_2d_{group}"
+            input:
+                code=sources("fce/joint.py"),
+                params=expand(TOY + "params/joint/{arm}.json", arm=arms, allow_missing=True),
+                data=TOY + "data.npz",
+                flows=expand(SEED + "pretrain.pt", seed=settings.seeds.toy, allow_missing=True),
+            output:
+                models=expand(SEED + "{arm}/joint.pt", seed=settings.seeds.toy, arm=arms, allow_missing=True),
+                curves=expand(SEED + "{arm}/joint.csv", seed=settings.seeds.toy, arm=arms, allow_missing=True),
+            log:
+                TOY + "joint.log",
+            benchmark:
+                TOY + "joint.benchmark.tsv"
+            wildcard_constraints:
+                experiment=experiments,
+            params:
+                seeds=settings.seeds.toy,
+                arms=arms,
+                slices=each(TOY + "params/joint/{arm}.json"),
+                flows=each(SEED + "pretrain.pt"),
+                out=each(SEED + "{arm}/joint.pt"),
+            shell:
+                "python -m fce.joint --params '{params.slices}' --data {input.data} --flow '{params.flows}'"
+                " --seed {params.seeds} --arm {params.arms} --device cpu --threads 1 --out '{params.out}' > {log} 2>&1"
+
+    measured = [(SEED + "{arm}/joint.pt", arms, experiments) for arms, experiments in by_arms(profile)]
+    for group, (models, arms, experiments) in enumerate([(SEED + "pretrain.pt", ["mle"], names("toy")), *measured]):
+
+        rule:
+            name: f"{profile}_density_2d_{group}"
             input:
                 code=sources("eval/density.py"),
                 params=TOY + "params/density.json",
@@ -240,7 +253,7 @@ for profile, settings in PARAMS.profiles.items():
             log:
                 TOY + ("density_mle.log" if arms == ["mle"] else "density_joint.log"),
             wildcard_constraints:
-                experiment=names("toy"),
+                experiment=experiments,
             params:
                 seeds=settings.seeds.toy,
                 arms=arms,

@@ -151,13 +151,13 @@ class Game:
         assert self.flow_optimizer is not None
         x = self.points()
         eps = self.eps(x.shape[1])
-        v, r_data, r_gen = flow_value(self.energy, self.noise, x, eps)
+        v, r_data, r_gen, log_q = flow_value(self.energy, self.noise, x, eps)
         if not v.isfinite().all():  # a NaN poisons the gradient even where it is masked: decode the others anew
             with torch.no_grad():
                 which = self.choose_finite(*self.noise("decode", eps))
-            v, r_data, r_gen = flow_value(self.energy, self.noise, x, take(eps, which))
+            v, r_data, r_gen, log_q = flow_value(self.energy, self.noise, x, take(eps, which))
         require_finite(v)
-        self.noise.backward(v)
+        self.noise.backward(v - self.settings["mle_weight"] * log_q.mean(1))
         norms = self.noise.clip(self.settings["flow_clip"])
         self.flow_clipped += (norms > self.settings["flow_clip"]).cpu()
         factor = self.factor(self.settings["flow_warmup"], self.flow_updates)
@@ -246,15 +246,15 @@ def make_noise(job: Job, data: Points | Images, generator: torch.Generator) -> G
     return load_flow(load(job.need("flow"))).to(job.device)
 
 
-def flow_value(energy: Stack, flow: Stack, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """V (eq. 4) [S] with the gradients that the flow needs, and r = log p - log q on data x and on samples g(eps).
+def flow_value(energy: Stack, flow: Stack, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """V (eq. 4) [S] with the gradients that the flow needs; log p - log q on data x and on samples g(eps); log q(x).
 
     They pass through x~ = g(eps) into f, through log q(x~), which comes with the sample, and through log q(x).
     """
     x_gen, log_q_gen = flow("decode", eps)
     log_q = flow.log_prob(x)
     log_p, log_p_gen = energy.log_prob(torch.cat([x, x_gen], 1)).split([x.shape[1], x_gen.shape[1]], 1)
-    return value(log_p, log_q, log_p_gen, log_q_gen), log_p - log_q, log_p_gen - log_q_gen
+    return value(log_p, log_q, log_p_gen, log_q_gen), log_p - log_q, log_p_gen - log_q_gen, log_q
 
 
 def take(values: Tensor, which: Tensor) -> Tensor:

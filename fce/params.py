@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fce.schema import SECTIONS, TOY_SOURCES, Experiment, ImageExperiment, Profile, Strict, ToyExperiment
 
-ARMS = {
+ARMS = {  # how an EBM can be trained; an experiment names those it runs
     "toy": ("joint", "joint-from-random", "frozen-flow", "gaussian-noise"),
     "images": ("joint", "residual"),
 }
@@ -51,6 +51,10 @@ class Params(Strict):
             for arm, joint in whole["arms"].items():
                 content = {"flow": whole["flow"], "energy": whole["energy"], "joint": joint, "data": whole["data"]}
                 yield f"{name}/params/joint/{arm}.json", content
+
+    def arms(self, profile: str, experiment: str) -> tuple[str, ...]:
+        """The arms that an experiment runs, in the order of ARMS."""
+        return tuple(self.experiments[profile][experiment].arms)
 
     def write_slices(self, build: Path) -> None:
         """Write each stage's parameters as a file, only where they changed: the file is the dependency."""
@@ -137,11 +141,11 @@ def resolve(raw: dict[str, Any], profile: str, name: str, kind: str) -> Experime
     shared, arms = whole.pop("joint", {}), whole.get("arms", {})
     if not isinstance(shared, dict) or not isinstance(arms, dict):
         raise ParamsError(f"{where}: joint and arms must be mappings")
-    require_keys(arms, ARMS[kind], f"{where}.arms")
+    require_keys(arms, ARMS[kind], f"{where}.arms", every=False)
     for arm, settings in arms.items():
         if not isinstance(settings, dict | None):
             raise ParamsError(f"{where}.arms.{arm} must be a mapping (got {settings!r})")
-    whole["arms"] = {arm: merge(shared, settings or {}) for arm, settings in arms.items()}
+    whole["arms"] = {arm: merge(shared, arms[arm] or {}) for arm in ARMS[kind] if arm in arms}
     experiment: Experiment = check(ToyExperiment if kind == "toy" else ImageExperiment, whole, where)
     return experiment
 
@@ -159,13 +163,14 @@ def check_slice(content: Any) -> None:
         check(SECTIONS[section], settings, section)
 
 
-def require_keys(mapping: Any, keys: tuple[str, ...], where: str) -> None:
+def require_keys(mapping: Any, keys: tuple[str, ...], where: str, every: bool = True) -> None:
+    """Raise ParamsError at an unknown key; where `every` key must be given, at a missing one too."""
     if not isinstance(mapping, dict):
         raise ParamsError(f"{where} must be a mapping with keys {', '.join(keys)}")
     for key in mapping:
         if key not in keys:
             raise ParamsError(f"{where}: unknown key '{key}'{suggestion(key, keys)}")
-    for key in keys:
+    for key in keys if every else ():
         if key not in mapping:
             raise ParamsError(f"{where}: key '{key}' is missing")
 

@@ -158,6 +158,7 @@ class Joint(Strict):
     c_lr: Rate
     flow_lr: Rate
     flow_warmup: Count
+    mle_weight: Annotated[float, Field(ge=0)]
     decay: Literal["constant", "cosine"]
     ebm_clip: Rate
     flow_clip: Rate
@@ -215,7 +216,7 @@ class ToyExperiment(Strict):
     flow: Flow
     energy: Energy
     pretrain: Pretrain
-    arms: dict[str, Joint]
+    arms: Annotated[dict[str, Joint], Field(min_length=1)]
     density: Density
 
 
@@ -224,7 +225,7 @@ class ImageExperiment(Strict):
     flow: Flow
     energy: Energy
     pretrain: Pretrain
-    arms: dict[str, Joint]
+    arms: Annotated[dict[str, Joint], Field(min_length=1)]
     classifier: Classifier
     sample: Sample
     bits_per_dim: BitsPerDim

@@ -36,7 +36,7 @@ class Stack:
     """
 
     def __init__(self, models: list[Any]):
-        self.size, self.first = len(models), models[0]
+        self.models, self.size, self.first = models, len(models), models[0]
         if self.size == 1:
             self.parameters: State = dict(self.first.named_parameters())
             self.buffers: State = dict(self.first.named_buffers())
@@ -44,6 +44,10 @@ class Stack:
             self.parameters, buffers = stack_module_state(models)  # frozen parameters stay frozen
             # flags are alike in all models, and vmap can't branch on them
             self.buffers = {name: b for name, b in buffers.items() if b.dtype != torch.bool}
+            for i, model in enumerate(models):  # each model lives on as a view: called alone, it costs no copying
+                for name, own in (*model.named_parameters(), *model.named_buffers()):
+                    if name in self.parameters or name in self.buffers:
+                        own.data = self.state_dict()[name].detach()[i]
         self.learned = {name: p for name, p in self.parameters.items() if p.requires_grad}
 
     def __call__(self, method: str, *x: Tensor) -> Any:
@@ -54,12 +58,10 @@ class Stack:
         def single(state: State, *x: Tensor) -> Any:
             return functional_call(module, {f"model.{name}": value for name, value in state.items()}, (method, *x))
 
-        state = self.state_dict()
         if x and x[0].shape[1] >= LARGE and not torch.is_grad_enabled():
-            alone = [{name: p[i] for name, p in state.items()} for i in range(self.size)]
-            results = [single(each, *(part[i] for part in x)) for i, each in enumerate(alone)]
+            results = [getattr(model, method)(*(part[i] for part in x)) for i, model in enumerate(self.models)]
             return tree_map(lambda *turns: torch.stack(turns), *results)
-        return vmap(single)(state, *x)
+        return vmap(single)(self.state_dict(), *x)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-densities [S, B] in nats at x [S, B, ...]."""

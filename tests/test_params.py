@@ -32,6 +32,8 @@ def test_the_shipped_file_loads_and_holds_the_papers_sizes():
     assert [full[name].flow.steps for name in ("ring", "svhn", "cifar10")] == [10, 8, 32]
     assert [full[name].flow.levels for name in ("ring", "svhn", "cifar10")] == [1, 3, 3]
     assert full["svhn"].energy.widths == [64, 128, 256]
+    assert params.arms("full", "ring") == ("joint", "joint-from-random", "frozen-flow", "gaussian-noise")
+    assert params.arms("full", "moons") == ("joint", "joint-from-random")
     assert full["ring"].arms["joint"].batch == 200 and full["svhn"].arms["joint"].batch == 64
 
 
@@ -46,7 +48,7 @@ def test_later_layers_win_key_by_key(tmp_path):
 
 
 MISTAKES = {  # name: old text, new text, what the message must say
-    "unknown key": ("c_lr: 3.0e-3", "c_rl: 3.0e-3", r"\.ring\.arms\.joint\.c_rl: unknown key.*mean 'c_lr'\?"),
+    "unknown key": ("c_lr: 6.0e-3", "c_rl: 6.0e-3", r"\.ring\.arms\.joint\.c_rl: unknown key.*mean 'c_lr'\?"),
     "unknown profile": ("quick:", "quik:", r"unknown key 'quik'; did you mean 'quick'\?"),
     "unknown arm": ("gaussian-noise:", "gausian-noise:", r"ring\.arms: unknown key.*mean 'gaussian-noise'"),
     "unknown experiment": ("toy: [ring]", "toy: [rign]", r"quick names the experiment 'rign'.*mean 'ring'\?"),

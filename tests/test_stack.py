@@ -14,7 +14,7 @@ from fce.game import Game, take
 from fce.optim import make_optimizer
 from fce.params import load
 from fce.stack import LARGE, Stack
-from fce.stage import Stopped, main
+from fce.stage import Job, Stopped, main
 from fce.state import load as load_state
 
 FLOW = {"levels": 1, "steps": 3, "width": 16, "layers": "fc", "coupling": "affine", "scale_floor": 0.0,
@@ -138,6 +138,24 @@ def test_finite_samples_stand_in_for_the_others_of_their_run_and_these_are_count
     assert which.tolist() == [[1, 2, 1], [0, 1, 2]]
     assert torch.equal(take(x, which)[0], x[0, [1, 2, 1]]) and torch.equal(take(x, which)[1], x[1])
     assert game.dropped.tolist() == [3, 0]
+
+
+def test_the_flow_descends_v_and_by_its_weight_the_negative_log_likelihood(ring):
+    content = json.loads((ring / "params/joint/joint-from-random.json").read_text())
+    inputs = {"data": ring / "data.npz"}
+    jobs = [Job("joint", content, ring / f"{seed}.pt", inputs, seed, "cpu", {}, "") for seed in (0, 1)]
+    game = Game(jobs)
+    x, eps = game.points(), game.eps(50)
+    game.points, game.eps = lambda: x, lambda n: eps
+    gradients = {}
+    for weight in (0.0, 2.0):
+        game.settings = content["joint"] | {"mle_weight": weight, "flow_lr": 0.0, "flow_clip": 1e9}
+        game.update_flow()
+        gradients[weight] = [parameter.grad.clone() for parameter in game.noise.learned.values()]
+    likelihood = torch.autograd.grad(-2.0 * game.noise.log_prob(x).mean(1).sum(), list(game.noise.learned.values()))
+    for without, with_it, expected in zip(gradients[0.0], gradients[2.0], likelihood, strict=True):
+        assert torch.allclose(with_it - without, expected, atol=1e-4)
+    assert max(gradient.abs().max() for gradient in likelihood) > 0.1
 
 
 def test_outputs_that_several_runs_would_write_are_refused(ring, capsys):
