@@ -133,21 +133,26 @@ def errors(folder: Path, experiments: list[str], out: Path, why: Reason) -> Figu
     if not runs:
         return Figure(name, title, "", why(experiments[0], "joint-from-random", "joint"))
     experiment, run = next(iter(runs.items()))  # the paper draws the mixture of Gaussians, our first density
-    canvas, axes = plt.subplots(1, 2, sharey=True, figsize=size(2))
+    canvas, axes = plt.subplots(2, 2, sharey=True, figsize=(WIDTH, 4.8))
     # a run's seconds differ a little between seeds: their mean at each update gives the band its place
     timed = run.assign(seconds=run.groupby(["arm", "ebm_updates"])["seconds"].transform("mean"))
-    for ax, x, label in zip(axes, ("ebm_updates", "seconds"), ("EBM updates", "CPU seconds of a run"), strict=True):
-        lines(ax, timed, x, "mse_ema")
-        ax.set(title=experiment, xlabel=label, ylabel="MSE of log p" if ax is axes[0] else "")
-    axes[0].set_yscale("log")  # shared; only now, for on a logarithmic axis seaborn averages logarithms
-    legend(canvas, axes)
+    panels = (("mse_ema", "ebm_updates", "averaged weights, learned c"), ("mse_ema", "seconds", "the same over time"),
+              ("mse_raw", "ebm_updates", "last weights, learned c"),
+              ("mse_ema_normalised", "ebm_updates", "averaged weights, exact Z"))
+    for ax, (y, x, label) in zip(axes.flat, panels, strict=True):
+        lines(ax, timed, x, y)
+        ax.set(title=label, xlabel="EBM updates" if x == "ebm_updates" else "CPU seconds of a run",
+               ylabel="MSE of log p" if ax in axes[:, 0] else "")
+    axes[0, 0].set_yscale("log")  # shared; only now, for on a logarithmic axis seaborn averages logarithms
+    legend(canvas, axes[0])
     data = pd.concat([run.assign(experiment=experiment) for experiment, run in runs.items()])
     columns = ["experiment", "arm", "seed", "ebm_updates", "flow_updates", "seconds", "mse_raw", "mse_ema",
                "mse_ema_normalised"]
     save(canvas, out, name, data[columns], folder.name)
-    return Figure(name, title, "Held-out points, averaged weights, learned c; mean over seeds, band from the lowest to "
-                               "the highest. Left as in the paper; right over CPU seconds, which count the flow's "
-                               "updates too (a run's share where seeds train side by side).")
+    return Figure(name, title, f"{DATA.get(experiment, experiment).capitalize()}, held-out points; mean over seeds, "
+                               "band from the lowest to the highest. Top left as in the paper; top right over CPU seconds, "
+                               "which count the flow's updates too (a run's share where seeds train side by side). "
+                               "The constant c is learned, or replaced by log Z from quadrature.")
 
 
 def samples(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
