@@ -30,11 +30,11 @@ def of_kind(profile, kind):
     return getattr(PARAMS.profiles[profile], kind)
 
 
-def results(profile, kind, measure, first):
-    """The score files of one measure: of the model `first` and of each experiment's arms."""
+def results(profile, kind, measure, *others):
+    """The score files of one measure: of each experiment's arms, and of other models."""
     return [path for experiment in of_kind(profile, kind) for path in expand(
         RUN + "{arm}/{measure}.json", profile=profile, experiment=experiment, measure=measure,
-        seed=getattr(PARAMS.profiles[profile].seeds, kind), arm=[first, *PARAMS.arms(profile, experiment)])]
+        seed=getattr(PARAMS.profiles[profile].seeds, kind), arm=[*others, *PARAMS.arms(profile, experiment)])]
 
 
 def densities(profile):
@@ -45,7 +45,8 @@ def densities(profile):
 def scores(profile):
     """Every score file of a profile."""
     flows = results(profile, "images", ["bits_per_dim", "fid"], "mle")
-    return densities(profile) + flows + results(profile, "images", "probe", "random-init")
+    features = results(profile, "images", "probe", "random-init")
+    return densities(profile) + flows + features + results(profile, "images", "log_z")
 
 
 def by_arms(profile):
@@ -344,6 +345,24 @@ rule bits_per_dim:
         gpu=gpu,
     shell:
         "python -m eval.bits_per_dim --params {input.params} --data {input.data} --model {input.model}"
+        " --seed {wildcards.seed} --threads {threads} --out {output} > {log} 2>&1"
+
+
+rule log_z:
+    input:
+        code=sources("eval/log_z.py"),
+        params=SLICE + "log_z.json",
+        data="build/{profile}/{experiment}/data.npz",
+        model=RUN + "{arm}/joint.pt",
+    output:
+        RUN + "{arm}/log_z.json",
+    log:
+        RUN + "{arm}/log_z.log",
+    threads: threads
+    resources:
+        gpu=gpu,
+    shell:
+        "python -m eval.log_z --params {input.params} --data {input.data} --model {input.model}"
         " --seed {wildcards.seed} --threads {threads} --out {output} > {log} 2>&1"
 
 

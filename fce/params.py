@@ -26,6 +26,7 @@ SLICES = {  # what each stage may read
     "classifier": ("classifier",),
     "sample": ("sample",),
     "bits_per_dim": ("bits_per_dim",),
+    "log_z": ("log_z", "bits_per_dim"),
     "fid": ("fid",),
     "probe": ("probe", "energy"),
 }

@@ -200,6 +200,15 @@ class BitsPerDim(Strict):
     batch: Positive
 
 
+class LogZ(Strict):
+    samples: Annotated[int, Field(ge=256)]
+    batch: Positive
+    level: Annotated[float, Field(gt=0, lt=1)]
+    chains: Annotated[int, Field(ge=2)]
+    temperatures: Positive
+    leapfrog: Positive
+
+
 class Fid(Strict):
     features: Literal["inception", "classifier"]
     batch: Positive
@@ -229,6 +238,7 @@ class ImageExperiment(Strict):
     classifier: Classifier
     sample: Sample
     bits_per_dim: BitsPerDim
+    log_z: LogZ
     fid: Fid
     probe: Probe
 
@@ -258,6 +268,7 @@ SECTIONS = {  # what a stage's slice may hold
     "classifier": Classifier,
     "sample": Sample,
     "bits_per_dim": BitsPerDim,
+    "log_z": LogZ,
     "fid": Fid,
     "probe": Probe,
 }

@@ -150,8 +150,9 @@ def errors(folder: Path, experiments: list[str], out: Path, why: Reason) -> Figu
                "mse_ema_normalised"]
     save(canvas, out, name, data[columns], folder.name)
     return Figure(name, title, f"{DATA.get(experiment, experiment).capitalize()}, held-out points; mean over seeds, "
-                               "band from the lowest to the highest. Top left as in the paper; top right over CPU seconds, "
-                               "which count the flow's updates too (a run's share where seeds train side by side). "
+                               "band from the lowest to the highest. Top left as in the paper; top right over CPU "
+                               "seconds, which count the flow's updates too (a run's share where seeds train side by "
+                               "side). "
                                "The constant c is learned, or replaced by log Z from quadrature.")
 
 

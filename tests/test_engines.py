@@ -30,6 +30,7 @@ TINY = {
             "arms": {"residual": {"head_start": 4}},
             "classifier": {"epochs": 1, "width": 4, "features": 8},
             "sample": {"count": 200},
+            "log_z": {"samples": 300, "chains": 4, "temperatures": 4, "leapfrog": 2},
             "probe": {"labels": [50], "draws": 2, "inverse_l2": [0.01]},
         },
     },
