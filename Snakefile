@@ -44,9 +44,12 @@ def densities(profile):
 
 def scores(profile):
     """Every score file of a profile."""
+    seeds = PARAMS.profiles[profile].seeds
     flows = results(profile, "images", ["bits_per_dim", "fid"], "mle")
     features = results(profile, "images", "probe", "random-init")
-    return densities(profile) + flows + features + results(profile, "images", "log_z")
+    controls = expand(RUN + "planted/log_z_control.json", profile=profile, experiment=of_kind(profile, "images"),
+                      seed=seeds.images)
+    return densities(profile) + flows + features + results(profile, "images", "log_z") + controls
 
 
 def by_arms(profile):
@@ -363,6 +366,30 @@ rule log_z:
         gpu=gpu,
     shell:
         "python -m eval.log_z --params {input.params} --data {input.data} --model {input.model}"
+        " --seed {wildcards.seed} --threads {threads} --out {output} > {log} 2>&1"
+
+
+def next_flow(wildcards):
+    """The flow of the profile's next seed, after the last the first's."""
+    seeds = PARAMS.profiles[wildcards.profile].seeds.images
+    return RUN.replace("{seed}", str(seeds[(seeds.index(int(wildcards.seed)) + 1) % len(seeds)])) + "pretrain.pt"
+
+
+rule log_z_control:
+    input:
+        code=sources("eval/log_z_control.py"),
+        params=SLICE + "log_z_control.json",
+        flow=RUN + "pretrain.pt",
+        planted=next_flow,
+    output:
+        RUN + "planted/log_z_control.json",
+    log:
+        RUN + "planted/log_z_control.log",
+    threads: threads
+    resources:
+        gpu=gpu,
+    shell:
+        "python -m eval.log_z_control --params {input.params} --flow {input.flow} --planted {input.planted}"
         " --seed {wildcards.seed} --threads {threads} --out {output} > {log} 2>&1"
 
 

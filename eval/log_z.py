@@ -24,7 +24,6 @@ from torch import Tensor
 from eval.bits_per_dim import measure
 from eval.score import Score, write_scores
 from fce.data.data import Images, open_data
-from fce.energy import EnergyModel
 from fce.flow.glow import Sampler
 from fce.joint import load_models
 from fce.progress import Progress, log
@@ -190,7 +189,7 @@ def run(job: Job) -> None:
 
 
 @torch.no_grad()
-def draw(energy: EnergyModel, flow: Sampler, noise: Callable[[int], Tensor],
+def draw(energy: Callable[[Tensor], Tensor], flow: Sampler, noise: Callable[[int], Tensor],
          settings: dict[str, Any]) -> tuple[Tensor, float]:
     """Log-weights [N] of the flow's samples, and the share of these that leave the data's box."""
     parts, outside = [], 0

@@ -27,6 +27,7 @@ SLICES = {  # what each stage may read
     "sample": ("sample",),
     "bits_per_dim": ("bits_per_dim",),
     "log_z": ("log_z", "bits_per_dim"),
+    "log_z_control": ("log_z",),
     "fid": ("fid",),
     "probe": ("probe", "energy"),
 }
@@ -47,7 +48,7 @@ class Params(Strict):
         for name, experiment in self.experiments[profile].items():
             whole = experiment.model_dump()
             for stage, sections in SLICES.items():
-                if stage in ("data", "pretrain") or stage in whole:
+                if set(sections) <= set(whole):
                     yield f"{name}/params/{stage}.json", {section: whole[section] for section in sections}
             for arm, joint in whole["arms"].items():
                 content = {"flow": whole["flow"], "energy": whole["energy"], "joint": joint, "data": whole["data"]}

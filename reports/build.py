@@ -122,7 +122,7 @@ def experiment_blocks(scores: pd.DataFrame, experiment: str, kind: str, arms: tu
     label, have = DATA.get(experiment, experiment), scores[scores["experiment"] == experiment]
     trained = ["mle", *arms]
     expected = {"density": trained} if kind == "toy" else {
-        "bits_per_dim": trained, "fid": trained, "probe": ["random-init", *arms]}
+        "bits_per_dim": trained, "fid": trained, "log_z": list(arms), "probe": ["random-init", *arms]}
     missing: dict[str, list[str]] = {}
     for measure, arm in [(measure, arm) for measure, arms in expected.items() for arm in arms]:
         if not ((have["arm"] == arm) & (have["measure"] == measure)).any():
@@ -131,6 +131,8 @@ def experiment_blocks(scores: pd.DataFrame, experiment: str, kind: str, arms: tu
     makers = [(kind, f"Results, {label}", tables.results, "Model"),
               ("modes", f"Mass of each mode, against the truth's, {label}", tables.modes_table, "Model"),
               ("trade", f"What joint training changes in Glow, {label}", tables.trade_table, "Arm"),
+              ("bounds", f"Bits/dim of the EBM by bounds on log Z, {label}", tables.bounds_table, "Model"),
+              ("control", f"The bounds on log Z, where it is known, {label}", tables.control_table, "Model"),
               ("probe", f"Accuracy of a linear classifier on frozen features, {label}", tables.probe_table, "Labels")]
     for name, title, make, row in makers:
         frame = make(have, experiment, [row])

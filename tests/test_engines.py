@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
-    "seeds": {"toy": [0, 1], "images": [0]},
+    "seeds": {"toy": [0, 1], "images": [0, 1]},
     "toy": ["ring"],
     "images": ["digits"],
     "overrides": {

@@ -52,7 +52,7 @@ MISTAKES = {  # name: old text, new text, what the message must say
     "unknown profile": ("quick:", "quik:", r"unknown key 'quik'; did you mean 'quick'\?"),
     "unknown arm": ("gaussian-noise:", "gausian-noise:", r"ring\.arms: unknown key.*mean 'gaussian-noise'"),
     "unknown experiment": ("toy: [ring]", "toy: [rign]", r"quick names the experiment 'rign'.*mean 'ring'\?"),
-    "unknown override": ("overrides: {}", "overrides: {svnh: {}}", r"full names .* 'svnh'.*'svhn'"),
+    "unknown override": ("    digits:   ", "    digitz:   ", r"full names .* 'digitz'.*'digits'"),
     "unknown source": ("source: ring", "source: rong", r"\.ring\.data: .*'ring', 'pinwheel', 'spiral'"),
     "unknown choice": ("coupling: affine", "coupling: afine", r"\.flow\.coupling: .*'additive' or 'affine'"),
     "text for a rate": ("flow_lr: 1.0e-5", "flow_lr: 1e-5", r"flow_lr: .*got '1e-5'.*rather than 1e-4"),

@@ -127,8 +127,29 @@ def test_ebm_likelihood_is_never_confirmed(tmp_path):
         put(tmp_path, "full", "svhn", arm, "bits_per_dim", seeds, name="bits_per_dim", model=model)
     table = tables.printed_table(scores_of(tmp_path), TABLE2, why).set_index(["Data", "Model"])
     assert table.loc[("SVHN", "EBM (ours)"), "Verdict"] == "unverified"
-    claims = tables.claims_table(scores_of(tmp_path), PAPER["claims"], why)
-    assert set(claims.loc[claims["Claim"].str.contains("EBM's bits/dim"), "Verdict"]) == {"unverified", "not run"}
+    bounds = {"certificate": {0: 2.16, 1: 2.17}, "ais": {0: 2.19, 1: 2.191}}
+    for kind, values in bounds.items():
+        put(tmp_path / kind, "full", "svhn", "joint", "log_z", values, name=f"bits_per_dim_{kind}", model="ebm")
+    scores = pd.concat([scores_of(tmp_path), *(scores_of(tmp_path / kind) for kind in bounds)])
+    claims = tables.claims_table(scores, PAPER["claims"], why).set_index(["Claim", "Data"])
+    found = claims.loc[("The EBM's bits/dim are below those of Glow (MLE)", "SVHN")]
+    assert found["Verdict"] == "contradicted" and "by AIS 0.0200" in found["Note"]
+    assert set(claims.filter(like="bits/dim are below", axis=0)["Verdict"]) == {"contradicted", "not run"}
+
+
+@pytest.mark.parametrize(
+    ("certificate", "ais", "verdict"),
+    [
+        ([], [], "not run"),
+        ([0.02, 0.021], [0.03, 0.031], "refuted"),
+        ([-0.02, 0.021], [0.03, 0.031], "contradicted"),  # the certificate's interval reaches below 0
+        ([-0.02, -0.021], [-0.01, 0.01], "not refuted"),
+        ([-0.02, -0.021], [], "not refuted"),
+        ([0.02], [0.03], "refuted"),  # its 99 % hold for a seed alone
+    ],
+)
+def test_verdict_on_a_bound(certificate, ais, verdict):
+    assert tables.bound_verdict(certificate, ais) == verdict
 
 
 def test_label_counts_are_averaged_and_convergence_is_counted(tmp_path):
