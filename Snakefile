@@ -30,11 +30,15 @@ def of_kind(profile, kind):
     return getattr(PARAMS.profiles[profile], kind)
 
 
-def results(profile, kind, measure, *others):
-    """The score files of one measure: of each experiment's arms, and of other models."""
+def results(profile, kind, measure, *others, learned=False):
+    """The score files of one measure: of each experiment's arms (where `learned`, those that train a flow), and others."""
+    def arms(experiment):
+        own = PARAMS.experiments[profile][experiment].arms
+        return [*others, *(arm for arm in own if not learned or own[arm].noise == "flow")]
+
     return [path for experiment in of_kind(profile, kind) for path in expand(
         RUN + "{arm}/{measure}.json", profile=profile, experiment=experiment, measure=measure,
-        seed=getattr(PARAMS.profiles[profile].seeds, kind), arm=[*others, *PARAMS.arms(profile, experiment)])]
+        seed=getattr(PARAMS.profiles[profile].seeds, kind), arm=arms(experiment))]
 
 
 def densities(profile):
@@ -45,7 +49,7 @@ def densities(profile):
 def scores(profile):
     """Every score file of a profile."""
     seeds = PARAMS.profiles[profile].seeds
-    flows = results(profile, "images", ["bits_per_dim", "fid"], "mle")
+    flows = results(profile, "images", ["bits_per_dim", "fid"], "mle", learned=True)
     features = results(profile, "images", "probe", "random-init")
     controls = expand(RUN + "planted/log_z_control.json", profile=profile, experiment=of_kind(profile, "images"),
                       seed=seeds.images)

@@ -8,6 +8,8 @@ an EBM that looks better than it is: a claim "the EBM's bits/dim are below Glow'
 - certificate: holds with the stated probability whatever w's distribution (Markov and order statistics).
 - ais: annealed importance sampling (arXiv physics/9803008) with Hamiltonian Monte Carlo in the flow's noise space,
   below log Z in expectation and far closer than importance sampling where w is spread out.
+
+The same samples tell how well the EBM, as a classifier, knows real images from its flow's.
 """
 
 import math
@@ -22,9 +24,10 @@ from scipy.stats import beta, genpareto
 from torch import Tensor
 
 from eval.bits_per_dim import measure
-from eval.score import Score, write_scores
+from eval.score import Score, mean_score, write_scores
 from fce.data.data import Images, open_data
-from fce.flow.glow import Sampler
+from fce.energy import EnergyModel
+from fce.flow.glow import Gaussian, Glow, Sampler
 from fce.joint import load_models
 from fce.progress import Progress, log
 from fce.stage import Job, main
@@ -174,6 +177,14 @@ def run(job: Job) -> None:
         scores += [Score(name=f"log_z_{kind}", model="ebm", value=value, unit="nats", n=n, protocol=protocol),
                    Score(name=f"bits_per_dim_{kind}", model="ebm", value=implied, unit="bits/dim", n=bits.shape[1],
                          protocol=f"test part, {len(bits)} dequantisation draws; log Z: {protocol}")]
+    r_data = log_ratios(energy, flow, data, job.params["bits_per_dim"]["batch"], job.seed_for("contrast"))
+    right = torch.cat([(r_data > 0).double() / len(r_data), (w < c).double() / len(w)]).sum().item() / 2
+    scores += [
+        mean_score("told_apart_data", "ebm", (r_data > 0).double(), "share", "test images with p > q"),
+        mean_score("told_apart_gen", "ebm", (w < c).double(), "share", "samples of the flow with p < q"),
+        Score(name="told_apart", model="ebm", value=right, unit="share", n=len(r_data) + len(w),
+              protocol="accuracy of the posterior p/(p + q): mean of test images and samples of the flow"),
+    ]
     facts = {
         "excess_mass": (max(0.0, kinds["certificate"][0] - c), "nats",
                         "certificate minus c, where positive: exp(f - c) integrates to e^this or more"),
@@ -186,6 +197,13 @@ def run(job: Job) -> None:
     scores += [Score(name=name, model="ebm", value=value, unit=unit, n=len(w), protocol=protocol)
                for name, (value, unit, protocol) in facts.items()]
     write_scores(job, scores)
+
+
+@torch.no_grad()
+def log_ratios(energy: EnergyModel, flow: Glow | Gaussian, data: Images, batch: int, seed: int) -> Tensor:
+    """log p - log q [N] in nats, by the learned c, on the test images, dequantised once."""
+    x = data.part("test", torch.Generator().manual_seed(seed))
+    return torch.cat([energy.log_prob(part) - flow.log_prob(part) for part in x.split(batch)]).double().cpu()
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from fce.stage import Job, Stopped
 from fce.state import load
 
 CALIBRATION = 20  # minibatches of each class for the start's constant c
+MOMENTS = 20_000  # training images for the Gaussian noise's mean and covariance
 AHEAD = 16  # minibatches drawn in one pass while the flow stands still
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # x [S, B, ...], log q(x) [S, B], x~, log q(x~)
@@ -239,7 +240,9 @@ def make_noise(job: Job, data: Points | Images, generator: torch.Generator) -> G
     settings = job.params["joint"]
     if settings["noise"] == "gaussian":
         noise = Gaussian((2,) if isinstance(data, Points) else data.shape).to(job.device)
-        noise.initialize(initial_batch(data, generator))
+        # a covariance takes several points a dimension: more than the actnorms' batch where x is an image
+        noise.initialize(initial_batch(data, generator) if isinstance(data, Points)
+                         else data.batch(min(MOMENTS, len(data.images["train"])), generator))
         return noise
     if settings["start"] == "random":
         return start_flow(data, job.params["flow"], generator, job.device)

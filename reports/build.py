@@ -66,7 +66,7 @@ def content(profile: str, build: Path, out: Path) -> list[Section]:
     probe = [figures.probe(folder, chosen.images, scores, out, why)] if chosen.images else []
     training = [figures.training(folder, experiment, out, why) for experiment in [*chosen.toy, *chosen.images]]
     measured = [block for kind in names for experiment in names[kind]
-                for block in experiment_blocks(scores, experiment, kind, tuple(all_of[experiment].arms), notes, why)]
+                for block in experiment_blocks(scores, experiment, kind, all_of[experiment].arms, notes, why)]
     ran = scope(origins, [*chosen.toy, *chosen.images])
     if profile == "full":
         runs = [tables.convergence(figures.curves(folder, e, "joint"), profile, e) for e in chosen.toy]
@@ -116,13 +116,13 @@ def judged(scores: pd.DataFrame, folder: Path, paper: dict[str, Any],
     return claims, printed, [table(entry, tables.architecture_table(folder, entry)) for entry in paper["architectures"]]
 
 
-def experiment_blocks(scores: pd.DataFrame, experiment: str, kind: str, arms: tuple[str, ...],
+def experiment_blocks(scores: pd.DataFrame, experiment: str, kind: str, arms: dict[str, Any],
                       notes: dict[str, str], why: Reason) -> list[Any]:
     """What is missing of an experiment, then its tables, each with every seed folded below it."""
     label, have = DATA.get(experiment, experiment), scores[scores["experiment"] == experiment]
-    trained = ["mle", *arms]
-    expected = {"density": trained} if kind == "toy" else {
-        "bits_per_dim": trained, "fid": trained, "log_z": list(arms), "probe": ["random-init", *arms]}
+    flows = ["mle", *(arm for arm, settings in arms.items() if settings.noise == "flow")]
+    expected = {"density": ["mle", *arms]} if kind == "toy" else {
+        "bits_per_dim": flows, "fid": flows, "log_z": list(arms), "probe": ["random-init", *arms]}
     missing: dict[str, list[str]] = {}
     for measure, arm in [(measure, arm) for measure, arms in expected.items() for arm in arms]:
         if not ((have["arm"] == arm) & (have["measure"] == measure)).any():

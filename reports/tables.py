@@ -37,7 +37,7 @@ HEADINGS = {"kl": "KL", "jsd": "JSD", "total_variation": "TV", "smallest_mode_ma
             "log_z_ais": "AIS", "log_z_certificate": "certificate", "excess_mass": "certificate above c, nats",
             "effective_sample_size": "effective samples", "pareto_k": "Pareto k",
             "effective_chains": "effective chains", "acceptance": "HMC acceptance",
-            "outside_box": "samples outside the box", "dimensions": "dimensions",
+            "outside_box": "samples outside the box", "told_apart": "accuracy, p against q", "dimensions": "dimensions",
             "log_z_error_jensen": "Jensen − truth", "log_z_error_importance": "importance sampling − truth",
             "log_z_error_certificate": "certificate − truth", "log_z_error_ais": "AIS − truth",
             "log_z_error_ais_reverse": "reverse AIS − truth", "ais_gap": "gap of AIS, nats",
