@@ -159,7 +159,7 @@ class Game:
                 which = self.choose_finite(*self.noise("decode", eps))
             v, r_data, r_gen, log_q = flow_value(self.energy, self.noise, x, take(eps, which))
         require_finite(v)
-        self.noise.backward(v - self.settings["mle_weight"] * log_q.mean(1))
+        self.noise.backward(self.settings["value_weight"] * v - self.settings["mle_weight"] * log_q.mean(1))
         norms = self.noise.clip(self.settings["flow_clip"])
         self.flow_clipped += (norms > self.settings["flow_clip"]).cpu()
         factor = self.factor(self.settings["flow_warmup"], self.flow_updates)

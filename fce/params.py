@@ -17,7 +17,7 @@ from fce.schema import SECTIONS, TOY_SOURCES, Experiment, ImageExperiment, Profi
 
 ARMS = {  # how an EBM can be trained; an experiment names those it runs
     "toy": ("joint", "joint-from-random", "frozen-flow", "gaussian-noise"),
-    "images": ("joint", "residual", "frozen-flow", "gaussian-noise"),
+    "images": ("joint", "residual", "frozen-flow", "gaussian-noise", "mle-continued"),
 }
 SLICES = {  # what each stage may read
     "data": ("data",),

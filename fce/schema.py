@@ -158,6 +158,7 @@ class Joint(Strict):
     c_lr: Rate
     flow_lr: Rate
     flow_warmup: Count
+    value_weight: Annotated[float, Field(ge=0)]
     mle_weight: Annotated[float, Field(ge=0)]
     decay: Literal["constant", "cosine"]
     ebm_clip: Rate

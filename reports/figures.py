@@ -26,8 +26,8 @@ WIDTH = 7.0  # inches, the report's text column
 FILL = {"left": 0.03, "right": 0.99, "bottom": 0.06, "top": 0.93}
 GRID = 8  # a sample figure shows the first 8 x 8 images, not chosen ones
 NAMES = ARMS | {"joint": "ours, pre-trained start"}
-COLOURS = dict(zip(ARMS, [sns.color_palette("colorblind")[i] for i in (7, 3, 0, 2, 4, 1, 7)], strict=True))
-DASHES = dict(zip(ARMS, [(), (), (4, 1.5), (5, 1, 1, 1), (1, 1), (6, 2), (2, 2)], strict=True))  # for grey prints
+COLOURS = dict(zip(ARMS, [sns.color_palette("colorblind")[i] for i in (7, 3, 0, 2, 4, 1, 9, 7)], strict=True))
+DASHES = dict(zip(ARMS, [(), (), (4, 1.5), (5, 1, 1, 1), (1, 1), (6, 2), (3, 3), (2, 2)], strict=True))  # in grey
 SAMPLES = {"svhn": "Figures 3 and 5. ", "cifar10": "Figures 3 and 6. "}  # numbers in the paper
 STYLE = {"figure.dpi": 200, "savefig.dpi": 200, "svg.hashsalt": "fce", "axes.spines.top": False,
          "axes.spines.right": False, "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8,

@@ -24,7 +24,7 @@ DATA = {"svhn": "SVHN", "cifar10": "CIFAR-10", "digits": "digits (8×8, not the 
         "ring-tight": "ring, tight modes", "ring-paper": "ring, the paper's literal recipe"}
 ARMS = {"mle": "MLE", "joint": "ours", "joint-from-random": "ours, random start",
         "residual": "ours, residual EBM", "frozen-flow": "NCE, frozen Glow",
-        "gaussian-noise": "NCE, Gaussian noise", "random-init": "random weights"}
+        "gaussian-noise": "NCE, Gaussian noise", "mle-continued": "MLE continued", "random-init": "random weights"}
 MODELS = {"flow": "Glow", "ebm": "EBM", "features": "features", "data": "data"}
 HEADINGS = {"kl": "KL", "jsd": "JSD", "total_variation": "TV", "smallest_mode_mass": "smallest mode",
             "mass_outside": "mass outside", "mse_log_density": "MSE, learned c",

@@ -50,7 +50,7 @@ def test_later_layers_win_key_by_key(tmp_path):
 MISTAKES = {  # name: old text, new text, what the message must say
     "unknown key": ("c_lr: 6.0e-3", "c_rl: 6.0e-3", r"\.ring\.arms\.joint\.c_rl: unknown key.*mean 'c_lr'\?"),
     "unknown profile": ("quick:", "quik:", r"unknown key 'quik'; did you mean 'quick'\?"),
-    "unknown arm": ("gaussian-noise:", "gausian-noise:", r"ring\.arms: unknown key.*mean 'gaussian-noise'"),
+    "unknown arm": ("gaussian-noise:", "gausian-noise:", r"arms: unknown key.*mean 'gaussian-noise'"),
     "unknown experiment": ("toy: [ring]", "toy: [rign]", r"quick names the experiment 'rign'.*mean 'ring'\?"),
     "unknown override": ("    digits:   ", "    digitz:   ", r"full names .* 'digitz'.*'digits'"),
     "unknown source": ("source: ring", "source: rong", r"\.ring\.data: .*'ring', 'pinwheel', 'spiral'"),
@@ -129,7 +129,7 @@ def test_slices_are_rewritten_only_when_they_change(tmp_path):
     svhn = "  svhn:\n"
     load_changed(tmp_path, svhn, svhn + "    pretrain: {lr: 2.0e-3}\n").write_slices(build)
     assert rewritten() == {"full/svhn/params/pretrain.json"}
-    load_changed(tmp_path, svhn, svhn + "    arms: {residual: {ebm_lr: 2.0e-4}}\n").write_slices(build)
+    load_changed(tmp_path, "    arms: *controls\n", "    arms: {residual: {ebm_lr: 2.0e-4}}\n").write_slices(build)
     assert rewritten() == {"full/svhn/params/pretrain.json", "full/svhn/params/joint/residual.json"}
     assert json.loads(files["full/svhn/params/joint/residual.json"].read_text())["joint"]["ebm_lr"] == 2e-4
 

@@ -148,13 +148,14 @@ def test_the_flow_descends_v_and_by_its_weight_the_negative_log_likelihood(ring)
     x, eps = game.points(), game.eps(50)
     game.points, game.eps = lambda: x, lambda n: eps
     gradients = {}
-    for weight in (0.0, 2.0):
-        game.settings = content["joint"] | {"mle_weight": weight, "flow_lr": 0.0, "flow_clip": 1e9}
+    for weights in ((1.0, 0.0), (1.0, 2.0), (0.0, 2.0)):
+        chosen = dict(zip(("value_weight", "mle_weight"), weights, strict=True))
+        game.settings = content["joint"] | chosen | {"flow_lr": 0.0, "flow_clip": 1e9}
         game.update_flow()
-        gradients[weight] = [parameter.grad.clone() for parameter in game.noise.learned.values()]
+        gradients[weights] = [parameter.grad.clone() for parameter in game.noise.learned.values()]
     likelihood = torch.autograd.grad(-2.0 * game.noise.log_prob(x).mean(1).sum(), list(game.noise.learned.values()))
-    for without, with_it, expected in zip(gradients[0.0], gradients[2.0], likelihood, strict=True):
-        assert torch.allclose(with_it - without, expected, atol=1e-4)
+    for value, both, only, expected in zip(*gradients.values(), likelihood, strict=True):
+        assert torch.allclose(both - value, expected, atol=1e-4) and torch.allclose(only, expected, atol=1e-4)
     assert max(gradient.abs().max() for gradient in likelihood) > 0.1
 
 
