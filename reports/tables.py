@@ -231,6 +231,7 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
         rows.append({"Claim": claim["claim"], "Data": DATA.get(experiment, experiment),
                      "Difference": estimate(difference), "Holds in": f"{holds} of {len(difference)}",
                      "Seeds": links(difference.index, experiment, arm, claim["measure"]), **ended})
+    rows.sort(key=lambda row: row["Verdict"] == "not run")  # what has a verdict comes first
     return pd.DataFrame(rows)
 
 
