@@ -1,131 +1,271 @@
-"""Measure: Fréchet distances of samples to the training images, by torch-fidelity (Table 1).
+"""Measure: Fréchet distances of samples to the training images, by torch-fidelity (Table 1), and what goes with them.
 
-With Inception features (2015-12-05, the TTUR protocol) it is FID; with a data set's own classifier it is FD.
+With Inception's features (2015-12-05, the TTUR protocol) it is FID, with any others FD. From the same features: the
+kernel distance (KID or KD), precision and recall, the distance extrapolated to infinitely many samples, and the floors:
+what real images score. Features are made once per set of images and run, and not cached: that would save a GPU seconds.
 """
 
+import math
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch_fidelity import metric_fid, metric_kid, metric_prc
+from torch_fidelity.utils import create_feature_extractor
 
+from eval import weights
 from eval.classifier import load_classifier
-from eval.score import Score, write_scores
+from eval.score import Model, Score, write_scores
+from fce.data.images import to_tensor
+from fce.progress import Progress, log
 from fce.stage import Job, UserError, main
-from fce.state import load
+from fce.state import load, sha256
 
-INCEPTION = "inception-v3-compat"
+LAYER = "2048"  # Inception's last pooling; torch-fidelity names a layer by its size
+Moments = dict[str, np.ndarray]  # mu [F], sigma [F, F]
 
 
-class Uint8Images(Dataset):
-    """uint8 NHWC arrays as torch-fidelity wants them: uint8 CHW tensors; grey ones tripled for Inception."""
+class Names(NamedTuple):
+    frechet: str
+    frechet_unit: str
+    kernel: str
+    kernel_unit: str
 
-    def __init__(self, images: np.ndarray, rgb: bool):
-        self.images, self.rgb = images, rgb
 
-    def __len__(self) -> int:
-        return len(self.images)
+INCEPTION = Names("frechet_inception_distance", "FID", "kernel_inception_distance", "KID")
+OTHER = Names("frechet_distance", "FD", "kernel_distance", "KD")
 
-    def __getitem__(self, i: int) -> Tensor:
-        x = torch.from_numpy(self.images[i].transpose(2, 0, 1))
-        return x.expand(3, -1, -1).contiguous() if self.rgb and len(x) == 1 else x
+
+@dataclass(frozen=True)
+class Extractor:
+    """What the distances look through.
+
+    Attributes:
+        prepare: makes what `network` takes from uint8 images [B, H, W, C].
+        network: makes features [B, size] of it.
+        words: what it is, for the protocols.
+        names: of the distances between its features.
+    """
+
+    prepare: Callable[[np.ndarray], Tensor]
+    network: Callable[[Tensor], Tensor]
+    size: int
+    words: str
+    names: Names
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The training images: their features [N, F], the features' moments, and the chance that draws subsets."""
+
+    features: Tensor
+    moments: Moments
+    look: Extractor
+    rng: np.random.Generator
+    device: str
 
 
 def run(job: Job) -> None:
-    settings = job.params["fid"]
+    settings, place = job.params["fid"], job.inputs["samples"]
     with np.load(job.inputs["data"], allow_pickle=False) as file:
         train = np.concatenate([file["train_images"], file["validation_images"]])
         test, levels = file["test_images"], int(file["levels"])
-    with np.load(job.inputs["samples"], allow_pickle=False) as file:
+    with np.load(place, allow_pickle=False) as file:
         samples = file["images"]
-    inception = settings["features"] == "inception"
-    if inception and levels != 256:
+        what = f"{len(samples)} floor-quantised samples"
+        if "temperature" in file.files:
+            what += f", temperature {float(file['temperature']):g}"
+    if samples.dtype != np.uint8:
+        raise UserError(f"{place}, images: dtype {samples.dtype}, but grey levels are uint8; make the samples again")
+    through_inception = settings["features"] == "inception"
+    if through_inception and levels != 256:
         raise UserError(f"fid.features: inception needs 256 grey levels, this data has {levels}; set it to classifier")
-    extractor = (use_inception if inception else use_classifier)(job.inputs["features"])
-    name, unit = ("frechet_inception_distance", "FID") if inception else ("frechet_distance", "FD")
-    protocol = f"{len(samples)} floor-quantised samples, temperature 1, against all {len(train)} training images, " + (
-        "Inception 2015-12-05" if inception else "features of this data set's classifier: not FID"
-    )
-
-    def distance(first: np.ndarray, second: np.ndarray) -> float:
-        return frechet(
-            Uint8Images(first, inception),
-            Uint8Images(second, inception),
-            settings["batch"],
-            job.device == "cuda",
-            extractor,
-        )
-
-    scores = [
-        Score(name=name, model="flow", value=distance(samples, train), unit=unit, n=len(samples), protocol=protocol)
-    ]
-    if job.tags.get("arm") == "mle":
-        scores.append(
-            Score(
-                name=f"{name}_floor",
-                model="data",
-                value=distance(test, train),
-                unit=unit,
-                n=len(test),
-                protocol=f"the {len(test)} real test images against the {len(train)} training images",
-            )
-        )
+    look = (inception if through_inception else classifier)(job.inputs["features"], job.device)
+    fewer = "set fid.features to classifier" if through_inception else "lower classifier.features"
+    refuse_too_few(look.size, settings, len(samples), len(train), fewer)
+    found = extract(look, train, settings["batch"], job.device)
+    real = Reference(found, moments(found), look, np.random.default_rng(job.seed_for("subsets")), job.device)
+    scores = of_samples(extract(look, samples, settings["batch"], job.device), real, settings, what)
+    if job.tags.get("arm") == "mle":  # once per seed, not once per arm
+        scores += of_test(extract(look, test, settings["batch"], job.device), real, settings) + of_halves(real)
     write_scores(job, scores)
 
 
-def frechet(first: Dataset, second: Dataset, batch: int, cuda: bool, extractor: dict[str, Any]) -> float:
-    """The Fréchet distance between the features of two sets of images."""
-    import torch_fidelity
-
-    metrics = torch_fidelity.calculate_metrics(
-        input1=first,
-        input2=second,
-        batch_size=batch,
-        cuda=cuda,
-        fid=True,
-        isc=False,
-        kid=False,
-        prc=False,
-        cache=False,
-        verbose=False,
-        **extractor,
+def inception(path: Path, device: str) -> Extractor:
+    network = create_feature_extractor(
+        weights.NETWORK, [LAYER], cuda=device == "cuda", feature_extractor_weights_path=str(path), verbose=False
     )
-    return float(metrics["frechet_inception_distance"])
+    official = weights.is_official(sha256(path))
+    words = "Inception 2015-12-05" if official else "an Inception network with other weights: not FID"
+    return Extractor(three_channels, lambda x: network(x)[0], int(LAYER), words, INCEPTION if official else OTHER)
 
 
-def use_inception(weights: Path) -> dict[str, Any]:
-    return {"feature_extractor": INCEPTION, "feature_extractor_weights_path": str(weights)}
+def classifier(path: Path, device: str) -> Extractor:
+    checkpoint = load(path)
+    network, size = load_classifier(checkpoint).to(device), checkpoint["build"]["features"]
+    return Extractor(to_tensor, network.features, size, "features of this data set's classifier: not FID", OTHER)
 
 
-def use_classifier(checkpoint: Path) -> dict[str, Any]:
-    """Register the data set's classifier as a feature extractor of torch-fidelity."""
-    from torch_fidelity import register_feature_extractor
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+def three_channels(images: np.ndarray) -> Tensor:
+    """uint8 [B, H, W, 1 or 3] as uint8 [B, 3, H, W]; not padded as for the models: Inception resizes what it gets."""
+    return torch.from_numpy(images.transpose(0, 3, 1, 2)).expand(-1, 3, -1, -1)
 
-    model = load_classifier(load(checkpoint))
 
-    class ClassifierFeatures(FeatureExtractorBase):
-        def __init__(self, name: str, features_list: list[str], **_: Any):
-            super().__init__(name, features_list)
-            self.model = model
+def refuse_too_few(size: int, settings: dict[str, Any], samples: int, train: int, fewer: str) -> None:
+    """Raise UserError where a covariance of `size` features would not have full rank."""
+    draws, smallest = settings["draws"], settings["infinity"]["smallest"]
+    for where, count, mend in (
+        ("the training part", train, f"give more images, or {fewer}"),
+        ("sample.count", samples, f"raise it, or {fewer}"),
+        (f"fid.draws: each of {draws} parts of {samples} samples", samples // draws, "lower it, or raise sample.count"),
+        (f"fid.infinity.smallest: {smallest} of {samples} samples", round(smallest * samples), "raise it"),
+    ):
+        if count <= size:
+            raise UserError(f"{where}: {count} images; a covariance of {size} features needs {size + 1}: {mend}")
 
-        @staticmethod
-        def get_provided_features_list() -> tuple[str, ...]:
-            return ("features",)
 
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric: str) -> str:
-            return "features"
+@torch.no_grad()
+def extract(look: Extractor, images: np.ndarray, batch: int, device: str) -> Tensor:
+    """Features [N, F] of uint8 images [N, H, W, C]; in double precision, as TTUR takes their means."""
+    progress, found = Progress(len(images)), []
+    for start in range(0, len(images), batch):
+        x = look.prepare(images[start : start + batch]).to(device)
+        found.append(look.network(x).cpu().double())
+        progress(start + len(x))
+    return torch.cat(found)
 
-        def forward(self, images: Tensor) -> tuple[Tensor]:
-            return (self.model.features(images),)
 
-    name = f"classifier-{id(model)}"  # a name can be registered once per process
-    register_feature_extractor(name, ClassifierFeatures)
-    return {"feature_extractor": name, "feature_layer_fid": "features"}
+def of_samples(found: Tensor, real: Reference, settings: dict[str, Any], what: str) -> list[Score]:
+    """Every score of the samples' features [N, F]."""
+    distance, *others = compare(found, real, settings, "flow", what)
+    # One file of samples serves every measure. What drawing it again would change is seen in its disjoint parts: a
+    # distance is a smooth function of means over samples, so its variance falls as 1/N. More files would cost as many
+    # times the sampling and the features, and the runs' seeds redraw the file anyway.
+    draws, size = settings["draws"], len(found) // settings["draws"]
+    parts = [frechet(part, real.moments) for part in draw(found, draws * size, real.rng).split(size)]
+    error = float(np.std(parts, ddof=1)) / math.sqrt(draws)
+    spread = f"standard error from {draws} disjoint parts of {size} ({min(parts):.4g} to {max(parts):.4g})"
+    value, fit_error, sizes = extrapolate(found, real, settings["infinity"])
+    limit = {
+        "name": f"{distance.name}_infinity",
+        "value": value,
+        "standard_error": fit_error,
+        "protocol": f"{distance.protocol}; extrapolated to infinitely many samples by a line in 1/N through random "
+        f"subsets of {sizes[0]} to {sizes[-1]}; standard error of the fit, whose subsets overlap",
+    }
+    known = {"standard_error": error, "protocol": f"{distance.protocol}; {spread}"}
+    return [distance.model_copy(update=known), distance.model_copy(update=limit), *others]
+
+
+def of_test(found: Tensor, real: Reference, settings: dict[str, Any]) -> list[Score]:
+    """What real images score, by the test images' features [N, F]; none where they are too few for a covariance."""
+    if len(found) <= real.look.size:
+        log.warning("no floor: %d test images are too few for %d features", len(found), real.look.size)
+        return []
+    return compare(found, real, settings, "data", f"the {len(found)} real test images", "_floor")
+
+
+def of_halves(real: Reference) -> list[Score]:
+    """What the training images score among themselves; none where they are too few for a covariance."""
+    size = len(real.features) // 2
+    if size <= real.look.size:
+        log.warning("no distance of halves: %d training images are too few for %d features", size, real.look.size)
+        return []
+    first, second = draw(real.features, 2 * size, real.rng).split(size)
+    return [
+        Score(
+            name=f"{real.look.names.frechet}_halves",
+            model="data",
+            value=frechet(first, moments(second)),
+            unit=real.look.names.frechet_unit,
+            n=size,
+            protocol=f"two disjoint random halves of the training images, {size} each, {real.look.words}",
+        )
+    ]
+
+
+def compare(
+    found: Tensor, real: Reference, settings: dict[str, Any], model: Model, what: str, suffix: str = ""
+) -> list[Score]:
+    """The Fréchet and the kernel distance, precision and recall of features [N, F] against the training images."""
+    names, protocol = real.look.names, f"{what}, against all {len(real.features)} training images, {real.look.words}"
+    kernel, error, size = kernel_distance(found, real, settings["kid"])
+    precision, recall, n = precision_recall(found, real, settings["neighbours"])
+    subsets, k = settings["kid"]["subsets"], settings["neighbours"]["k"]
+    by_kernel = f"{protocol}; mean over {subsets} random subsets of {size} of each, which overlap"
+    by_neighbours = f"{protocol}; {n} random images of each, balls up to neighbour {k}"
+
+    def score(name: str, value: float, unit: str, n: int, protocol: str, error: float | None = None) -> Score:
+        return Score(
+            name=name + suffix, model=model, value=value, unit=unit, n=n, protocol=protocol, standard_error=error
+        )
+
+    return [
+        score(names.frechet, frechet(found, real.moments), names.frechet_unit, len(found), protocol),
+        score(names.kernel, kernel, names.kernel_unit, subsets, by_kernel, error),
+        score("precision", precision, "share", n, by_neighbours),
+        score("recall", recall, "share", n, by_neighbours),
+    ]
+
+
+def moments(features: Tensor) -> Moments:
+    """Mean and covariance of features [N, F]."""
+    return metric_fid.fid_features_to_statistics(features)
+
+
+def frechet(features: Tensor, reference: Moments) -> float:
+    """The Fréchet distance of features [N, F] to what has these moments."""
+    found = metric_fid.fid_statistics_to_metric(moments(features), reference, verbose=False)
+    return float(found[metric_fid.KEY_METRIC_FID])
+
+
+def extrapolate(found: Tensor, real: Reference, settings: dict[str, Any]) -> tuple[float, float, list[int]]:
+    """The Fréchet distance of infinitely many samples, from features [N, F] (Chong and Forsyth, arXiv 1911.07023).
+
+    Returns:
+        Where a least-squares line in 1/N meets 0, its standard error, and the sizes N it goes through.
+    """
+    from scipy.stats import linregress  # takes a second to import
+
+    sizes = np.linspace(settings["smallest"] * len(found), len(found), settings["points"]).round().astype(int)
+    values = [frechet(draw(found, size, real.rng), real.moments) for size in sizes]
+    line = linregress(1 / sizes, values)
+    return float(line.intercept), float(line.intercept_stderr), sizes.tolist()
+
+
+def kernel_distance(found: Tensor, real: Reference, settings: dict[str, Any]) -> tuple[float, float, int]:
+    """The mean kernel distance over random subsets, its standard error over them, and the subsets' size."""
+    size = min(settings["size"], len(found), len(real.features))
+    both = metric_kid.kid_features_to_metric(
+        found,
+        real.features,
+        kid_subsets=settings["subsets"],
+        kid_subset_size=size,
+        rng_seed=int(real.rng.integers(2**32)),
+        verbose=False,
+    )
+    deviation = both[metric_kid.KEY_METRIC_KID_STD]
+    return both[metric_kid.KEY_METRIC_KID_MEAN], deviation / math.sqrt(settings["subsets"]), size
+
+
+def precision_recall(found: Tensor, real: Reference, settings: dict[str, Any]) -> tuple[float, float, int]:
+    """Precision and recall (arXiv 1904.06991) of as many random images of each, and their number."""
+    n = min(settings["images"], len(found), len(real.features))
+    first, second = (draw(features, n, real.rng).to(real.device) for features in (found, real.features))
+    both = metric_prc.prc_features_to_metric(
+        first, second, prc_neighborhood=settings["k"], save_cpu_ram=True, verbose=False
+    )
+    return both[metric_prc.KEY_METRIC_PRECISION], both[metric_prc.KEY_METRIC_RECALL], n
+
+
+def draw(features: Tensor, n: int, rng: np.random.Generator) -> Tensor:
+    """n random rows of features [N, F], each at most once."""
+    return features[torch.from_numpy(rng.permutation(len(features))[:n])]
 
 
 if __name__ == "__main__":

@@ -42,7 +42,14 @@ def run(job: Job) -> None:
         100 * outside / count,
     )
     with atomic(job.out) as partial:
-        np.savez_compressed(partial, images=images, levels=data.levels, non_finite=dropped, outside_box=outside / count)
+        np.savez_compressed(
+            partial,
+            images=images,
+            levels=data.levels,
+            temperature=settings["temperature"],
+            non_finite=dropped,
+            outside_box=outside / count,
+        )
 
 
 if __name__ == "__main__":

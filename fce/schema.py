@@ -210,9 +210,34 @@ class LogZ(Strict):
     leapfrog: Positive
 
 
+class Infinity(Strict):
+    points: Annotated[int, Field(ge=3)]
+    smallest: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Kernel(Strict):
+    subsets: Annotated[int, Field(ge=2)]
+    size: Annotated[int, Field(ge=2)]
+
+
+class Neighbours(Strict):
+    images: Positive
+    k: Positive
+
+    @model_validator(mode="after")
+    def fits(self) -> "Neighbours":
+        if self.k >= self.images:
+            raise ValueError("neighbours: k must be below images")
+        return self
+
+
 class Fid(Strict):
     features: Literal["inception", "classifier"]
     batch: Positive
+    draws: Annotated[int, Field(ge=2)]
+    infinity: Infinity
+    kid: Kernel
+    neighbours: Neighbours
 
 
 class Probe(Strict):

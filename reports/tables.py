@@ -43,10 +43,15 @@ HEADINGS = {"kl": "KL", "jsd": "JSD", "total_variation": "TV", "smallest_mode_ma
             "log_z_error_ais_reverse": "reverse AIS − truth", "ais_gap": "gap of AIS, nats",
             "ais_gap_bits": "gap of AIS, bits/dim",
             "bits_per_dim_validation": "validation bits/dim", "frechet_inception_distance": "FID",
-            "frechet_distance": "FD", "accuracy": "accuracy", "effective_rank": "effective rank"}
+            "frechet_inception_distance_infinity": "FID∞", "kernel_inception_distance": "KID",
+            "frechet_distance": "FD", "frechet_distance_infinity": "FD∞", "kernel_distance": "KD",
+            "precision": "precision", "recall": "recall", "accuracy": "accuracy", "effective_rank": "effective rank"}
+FLOORS = ("frechet_inception_distance", "kernel_inception_distance", "frechet_distance", "kernel_distance", "precision",
+          "recall")
 BASELINES = {"bits_per_dim_uniform": ("bits_per_dim", "equally likely levels"),
              "bits_per_dim_histogram": ("bits_per_dim", "independent pixels"),
-             "frechet_distance_floor": ("frechet_distance", "real test images (the floor)"),
+             **{f"{name}_floor": (name, "real test images (the floor)") for name in FLOORS},
+             **{f"{name}_halves": (name, "two halves of the training images") for name in FLOORS if "frechet" in name},
              "log_likelihood": ("log_likelihood", "the true density")}
 
 Reason = Callable[[str, str, str], str]  # (experiment, arm, stage or measure) -> why its output is missing

@@ -6,16 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from eval import weights
 from eval.bits_per_dim import simple_codes
-from eval.classifier import Classifier
 from eval.density import Cells, divergence, integral, jensen_shannon, measure
-from eval.fid import Uint8Images, frechet, use_classifier
 from eval.probe import accuracy, subset
 from fce.data.data import Images, Points
 from fce.data.toy import grid
-from fce.stage import Job, UserError
-from fce.state import save
 
 RING = {"source": "ring", "modes": 8, "radius": 2.0, "std": 0.3, "validation": 10, "test": 500}
 
@@ -114,32 +109,6 @@ def test_simple_codes_cost_what_they_should(tmp_path) -> None:
     assert histogram.value == pytest.approx(-math.log2(16 / 31))  # 15 of its level seen, and one of each level
 
 
-def test_frechet_distance_is_the_numpy_one_and_zero_on_itself(tmp_path) -> None:
-    rng = np.random.default_rng(0)
-    build = {"channels": 1, "side": 8, "levels": 17, "width": 4, "features": 6}
-    model = Classifier(**build).eval()
-    save(tmp_path / "classifier.pt", {"classifier": model.state_dict(), "build": build})
-    extractor = use_classifier(tmp_path / "classifier.pt")
-    first, second = (rng.integers(0, top, (300, 8, 8, 1)).astype(np.uint8) for top in (17, 9))
-
-    def features(images: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return model.features(torch.from_numpy(images.transpose(0, 3, 1, 2))).double().numpy()
-
-    a, b = features(first), features(second)
-    s, t = np.cov(a.T), np.cov(b.T)
-    root = np.sqrt(np.abs(np.linalg.eigvals(s @ t))).sum()
-    by_numpy = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s) + np.trace(t) - 2 * root
-
-    def ours(x: np.ndarray, y: np.ndarray, batch: int) -> float:
-        return frechet(Uint8Images(x, rgb=False), Uint8Images(y, rgb=False), batch, cuda=False, extractor=extractor)
-
-    assert by_numpy > 1e-3
-    assert ours(first, second, 64) == pytest.approx(by_numpy, rel=1e-5)
-    assert ours(first, second[::-1].copy(), 50) == pytest.approx(by_numpy, rel=1e-5)  # neither order nor batch matters
-    assert ours(first, first, 64) == pytest.approx(0, abs=1e-6)
-
-
 def test_labelled_subsets_are_balanced_nested_and_drawn_by_seed() -> None:
     labels = np.repeat(np.arange(10), 30)
     small, large = subset(labels, 50, seed=1), subset(labels, 120, seed=1)
@@ -157,13 +126,3 @@ def test_the_probe_separates_what_is_separable_and_guesses_what_is_not() -> None
     index = subset(labels["train"], 100, seed=0)
     assert accuracy(clear, labels, index, [0.01, 1.0]) > 0.99
     assert accuracy(noise, labels, index, [0.01, 1.0]) < 0.25
-
-
-def test_wrong_inception_weights_are_refused_and_leave_nothing(tmp_path, monkeypatch) -> None:
-    (tmp_path / weights.FILE).write_bytes(b"not the weights")
-    monkeypatch.setenv("FCE_DATA", str(tmp_path))
-    out = tmp_path / "build" / "weights.pth"
-    job = Job("weights", {}, out, {}, seed=0, device="cpu", tags={}, command="")
-    with pytest.raises(UserError, match=r"wrong checksum.*get it from https"):
-        weights.run(job)
-    assert list(out.parent.iterdir()) == []

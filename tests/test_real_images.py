@@ -19,10 +19,17 @@ FOLDER = Path(os.environ.get("FCE_DATA", ""))
 SHORT = {
     "pretrain": {"steps": 2, "batch": 4, "validate_every": 2},
     "joint": {"ebm_updates": 2, "batch": 2, "warm_start": 1, "head_start": 0, "log_every": 2},
-    "classifier": {"epochs": 1},
+    "classifier": {"epochs": 1, "features": 3},  # fewer than images
     "sample": {"count": 8, "batch": 8},
     "bits_per_dim": {"draws": 2, "batch": 6},
-    "fid": {"features": "classifier", "batch": 4},
+    "fid": {
+        "features": "classifier",
+        "batch": 4,
+        "draws": 2,
+        "infinity": {"points": 3, "smallest": 0.5},
+        "kid": {"subsets": 2, "size": 4},
+        "neighbours": {"images": 6, "k": 1},
+    },
     "probe": {"labels": [20], "draws": 2, "inverse_l2": [0.01]},
 }
 

@@ -167,6 +167,19 @@ def test_label_counts_are_averaged_and_convergence_is_counted(tmp_path):
     assert set(tables.convergence(runs, "full", "ring")["value"]) == {100.0, 150.0}  # never: the whole budget
 
 
+def test_floors_stand_in_the_column_of_their_measure():
+    values = {
+        "flow": ["kernel_inception_distance", "frechet_inception_distance_infinity", "frechet_inception_distance"],
+        "data": ["frechet_inception_distance_halves", "frechet_inception_distance_floor", "precision_floor"],
+    }
+    rows = [("full", "svhn", 0, "mle", "fid", name, model, None, 1.0) for model in values for name in values[model]]
+    table = tables.results(pd.DataFrame(rows, columns=tables.COLUMNS), "svhn", ["Model"]).set_index("Model")
+    assert list(table) == ["FID", "FID∞", "KID", "precision", "Seeds"]
+    assert list(table.loc["Glow (MLE)"]) == ["1.000", "1.000", "1.000", "–", "1"]
+    assert list(table.loc["real test images (the floor)"]) == ["1.000", "–", "–", "1.000", "1"]
+    assert table.loc["two halves of the training images", "FID"] == "1.000"
+
+
 def test_quick_numbers_are_refused_by_the_papers_tables(tmp_path):
     fids(tmp_path, "quick")
     scores = scores_of(tmp_path, "quick")

@@ -1,0 +1,347 @@
+"""Fréchet distances against closed forms and independent computations, and through torch-fidelity's own road."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from sklearn.datasets import load_digits
+
+from eval import fid, weights
+from eval.classifier import Classifier
+from eval.fid import Extractor, Reference, extract, extrapolate, frechet, kernel_distance, moments, precision_recall
+from fce.params import load
+from fce.stage import Job, UserError
+from fce.state import save
+
+SETTINGS = {
+    "features": "classifier",
+    "batch": 64,
+    "draws": 4,
+    "infinity": {"points": 5, "smallest": 0.2},
+    "kid": {"subsets": 10, "size": 50},
+    "neighbours": {"images": 100, "k": 3},
+}
+NOTHING = Extractor(torch.from_numpy, torch.Tensor.double, 1, "themselves", fid.OTHER)
+
+
+def normal(seed: int, n: int, f: int = 5, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(n, f, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def reference(features: torch.Tensor, seed: int = 0) -> Reference:
+    return Reference(features, moments(features), NOTHING, np.random.default_rng(seed), "cpu")
+
+
+def real_digits() -> np.ndarray:
+    return load_digits().images[..., None].astype(np.uint8)
+
+
+def look_through(tmp_path: Path, features: int = 6, side: int = 8, levels: int = 17) -> Path:
+    """A classifier with random weights."""
+    build = {"channels": 1, "side": side, "levels": levels, "width": 4, "features": features}
+    save(tmp_path / "classifier.pt", {"classifier": Classifier(**build).state_dict(), "build": build})
+    return tmp_path / "classifier.pt"
+
+
+def test_distance_is_that_of_scipys_square_root() -> None:
+    mix = normal(0, 5)
+    a, b = (normal(1, 300) @ mix).numpy(), (normal(2, 200) + 0.3).numpy()
+
+    def by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        centred = x - x.sum(0) / len(x)
+        return x.sum(0) / len(x), centred.T @ centred / (len(x) - 1)
+
+    (m, s), (n, t) = by_hand(a), by_hand(b)
+    expected = ((m - n) ** 2).sum() + np.trace(s + t - 2 * sqrtm(s @ t).real)
+    assert frechet(torch.from_numpy(a), moments(torch.from_numpy(b))) == pytest.approx(expected, rel=1e-6)
+
+
+def test_distance_of_gaussians_is_the_closed_form_and_zero_on_itself() -> None:
+    white = normal(0, 500)
+    white = white - white.mean(0)
+    white = white @ torch.linalg.inv(torch.linalg.cholesky(white.T.cov())).T  # mean 0, covariance 1, exactly
+    s, t, shift = torch.tensor([1.0, 2, 3, 4, 5]), torch.tensor([2.0, 2, 1, 1, 3]), torch.arange(5)
+    expected = (shift.square().sum() + (s - t).square().sum()).item()
+    assert frechet(white * s, moments(white * t + shift)) == pytest.approx(expected, rel=1e-6)
+    assert frechet(white * s, moments(white.flip(0) * s)) == pytest.approx(0, abs=1e-9)
+
+
+def test_neither_batch_nor_order_matters_and_noise_does(tmp_path: Path) -> None:
+    look, digits = fid.classifier(look_through(tmp_path), "cpu"), real_digits()
+    clean = moments(extract(look, digits, 64, "cpu"))
+    rng = np.random.default_rng(0)
+    found = []
+    for amount in (1, 2, 4, 8):
+        noise = rng.integers(-amount, amount + 1, digits.shape)
+        found.append((digits + noise).clip(0, 16).astype(np.uint8))
+    distances = [frechet(extract(look, images, 64, "cpu"), clean) for images in found]
+    assert all(low < high for low, high in zip([0, *distances], distances, strict=False))
+    other = frechet(extract(look, found[0][::-1].copy(), 50, "cpu"), clean)
+    assert other == pytest.approx(distances[0], rel=1e-5)
+    assert frechet(extract(look, digits[::-1].copy(), 50, "cpu"), clean) == pytest.approx(0, abs=1e-6 * distances[0])
+
+
+def test_kernel_distance_is_the_unbiased_one_and_zero_between_samples_of_one_law() -> None:
+    same, other = normal(0, 400), normal(2, 400, scale=1.5)
+    settings = {"subsets": 2, "size": 1000}  # more than there are: then all of them
+    value, _, size = kernel_distance(other, reference(same), settings)
+    k_xx, k_xy, k_yy = ((x @ y.T / 5 + 1) ** 3 for x, y in ((other, other), (other, same), (same, same)))
+    within = sum(k.fill_diagonal_(0).sum() / (400 * 399) for k in (k_xx, k_yy))
+    assert size == 400
+    assert value == pytest.approx((within - 2 * k_xy.mean()).item(), rel=1e-9)
+    twins = [kernel_distance(normal(i, 400), reference(normal(100 + i, 400)), settings)[0] for i in range(10, 30)]
+    assert abs(np.mean(twins)) < 3 * np.std(twins) / 20**0.5 < 0.03 * value  # a biased estimate would be 0.06 off
+
+
+def test_a_lost_mode_costs_recall_and_a_new_one_precision() -> None:
+    settings = {"images": 300, "k": 3}
+    one, two = normal(0, 400), torch.cat([normal(1, 200), normal(2, 200) + 50])
+    both = reference(two[torch.randperm(400)])
+    assert precision_recall(one, both, settings)[0] > 0.8
+    assert precision_recall(one, both, settings)[1] == pytest.approx(0.5, abs=0.1)
+    assert precision_recall(two, reference(one), settings)[0] == pytest.approx(0.5, abs=0.1)
+    assert precision_recall(normal(3, 400), reference(one), settings)[2] == 300
+
+
+def test_extrapolation_removes_the_bias_of_a_finite_sample() -> None:
+    """Samples of the reference's own law, of 30 features: the distance is a bias, which falls as 1/N."""
+    exact = reference(normal(0, 4000, 30))
+    exact = Reference(exact.features, {"mu": np.zeros(30), "sigma": np.eye(30)}, NOTHING, exact.rng, "cpu")
+    found = normal(1, 3000, 30)
+    value, error, sizes = extrapolate(found, exact, {"points": 15, "smallest": 0.1})
+    assert (sizes[0], sizes[-1], len(sizes)) == (300, 3000, 15)
+    assert frechet(found, exact.moments) > 0.08
+    assert abs(value) < 3 * error < 0.02
+
+
+def test_the_standard_error_is_the_spread_of_samples_drawn_again() -> None:
+    settings, real = {**SETTINGS, "infinity": {"points": 3, "smallest": 0.5}}, reference(normal(0, 1000, 3))
+    scores = [fid.of_samples(normal(seed, 400, 3, scale=1.4), real, settings, "")[0] for seed in range(1, 61)]
+    spread = np.std([score.value for score in scores], ddof=1)
+    errors = np.mean([score.standard_error**2 for score in scores]) ** 0.5
+    assert errors == pytest.approx(spread, rel=0.3)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """Data and samples of 8 x 8 pixels, and a classifier with six features."""
+    digits = real_digits()
+    return write_files(tmp_path, digits[:600], digits[600:700], digits[700:])
+
+
+def write_files(tmp_path: Path, train: np.ndarray, test: np.ndarray, samples: np.ndarray, levels: int = 17, **others):
+    np.savez(
+        tmp_path / "data.npz", train_images=train[50:], validation_images=train[:50], test_images=test, levels=levels
+    )
+    np.savez(tmp_path / "samples.npz", images=samples, **others)
+    classifier = look_through(tmp_path, side=fid.to_tensor(train[:1]).shape[2], levels=levels)
+    return {"data": tmp_path / "data.npz", "samples": tmp_path / "samples.npz", "features": classifier}
+
+
+def measured(files: dict[str, Path], arm: str = "mle", **changes) -> int:
+    """The stage as a user runs it; returns its exit code."""
+    out = files["data"].parent / f"build/quick/digits/seed-0/{arm}/fid.json"
+    slice_file = files["data"].parent / "fid.params.json"
+    slice_file.write_text(json.dumps({"fid": {**SETTINGS, **changes}}))
+    argv = ["--params", str(slice_file), "--seed", "0", "--out", str(out), "--threads", "1", "--device", "cpu"]
+    argv += [part for name, path in files.items() for part in (f"--{name}", str(path))]
+    return fid.main(fid.__doc__, fid.run, inputs=list(files), argv=argv)
+
+
+def scores(files: dict[str, Path], arm: str = "mle") -> dict[str, dict]:
+    content = json.loads((files["data"].parent / f"build/quick/digits/seed-0/{arm}/fid.json").read_text())
+    return {score["name"]: score for score in content["scores"]}
+
+
+def test_every_score_says_what_it_is_and_none_is_called_fid(files) -> None:
+    assert measured(files) == 0 and measured(files, "joint") == 0
+    found, joint = scores(files), scores(files, "joint")
+    samples = {"frechet_distance", "frechet_distance_infinity", "kernel_distance", "precision", "recall"}
+    floors = {"frechet_distance_floor", "frechet_distance_halves", "kernel_distance_floor"}
+    assert set(joint) == samples
+    assert set(found) == samples | floors | {"precision_floor", "recall_floor"}
+    assert {score["unit"] for score in found.values()} == {"FD", "KD", "share"}
+    assert all("not FID" in score["protocol"] for score in found.values())
+    assert all((score["model"] == "flow") == (name in samples) for name, score in found.items())
+    distance = found["frechet_distance"]
+    assert "1097 floor-quantised samples, against all 600 training images" in distance["protocol"]
+    assert "4 disjoint parts of 274" in distance["protocol"]
+    assert 0 < distance["standard_error"] < distance["value"]
+    assert found["frechet_distance_floor"]["n"] == 100 and found["frechet_distance_halves"]["n"] == 300
+    for name in ("frechet_distance", "frechet_distance_floor", "frechet_distance_halves"):  # all are real digits
+        assert 0 < found[name]["value"] < 0.05 * frechet_of_noise(files), name
+
+
+def frechet_of_noise(files: dict[str, Path]) -> float:
+    look, rng = fid.classifier(files["features"], "cpu"), np.random.default_rng(0)
+    noise = rng.integers(0, 17, (500, 8, 8, 1)).astype(np.uint8)
+    return frechet(extract(look, noise, 64, "cpu"), moments(extract(look, real_digits(), 64, "cpu")))
+
+
+def test_the_protocol_takes_the_temperature_from_the_samples_and_images_may_be_padded(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    train, test, drawn = (rng.integers(0, 256, (n, 28, 28, 1)).astype(np.uint8) for n in (120, 60, 80))
+    files = write_files(tmp_path, train, test, drawn, levels=256, temperature=0.7)
+    assert measured(files) == 0
+    assert "80 floor-quantised samples, temperature 0.7," in scores(files)["frechet_distance"]["protocol"]
+
+
+@pytest.mark.parametrize(
+    ("features", "changes", "says"),
+    [
+        (700, {}, "the training part: 600 images; a covariance of 700 features needs 701: .*lower classifier.features"),
+        (
+            6,
+            {"draws": 200},
+            "fid.draws: each of 200 parts of 1097 samples: 5 images.*: lower it, or raise",
+        ),
+        (6, {"infinity": {"points": 5, "smallest": 0.005}}, "fid.infinity.smallest: .*: 5 images.*: raise it"),
+        (6, {"features": "inception"}, "fid.features: inception needs 256 grey levels.*set it to classifier"),
+    ],
+)
+def test_too_few_images_are_refused_with_the_way_out(files, tmp_path, capfd, features, changes, says) -> None:
+    look_through(tmp_path, features)
+    assert measured(files, **changes) == 2
+    assert re.search(f"^error: {says}", capfd.readouterr().err.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("samples", "says"),
+    [
+        (np.zeros((6, 8, 8, 1), np.uint8), "sample.count: 6 images.*raise it"),
+        (np.zeros((90, 8, 8, 1)), "float64.*uint8"),
+    ],
+)
+def test_samples_that_cannot_be_measured_are_refused(files, capfd, samples, says) -> None:
+    np.savez(files["samples"], images=samples)
+    assert measured(files) == 2
+    assert re.search(says, capfd.readouterr().err)
+
+
+def test_floors_are_left_out_where_only_they_have_too_few_images(files, tmp_path, capfd) -> None:
+    look_through(tmp_path, 350)
+    assert measured(files, draws=2, infinity={"points": 3, "smallest": 0.5}) == 0
+    assert not any(name.endswith(("_floor", "_halves")) for name in scores(files))
+    said = capfd.readouterr().err
+    assert "no floor: 100 test images" in said and "no distance of halves: 300 training images" in said
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of torch-fidelity's Inception, under the name of the official file."""
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("inception") / weights.FILE
+    with pytest.MonkeyPatch.context() as patch:  # torch-fidelity builds the network with downloaded weights only
+        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        torch.save(module.FeatureExtractorInceptionV3(weights.NETWORK, ["2048"]).state_dict(), path)
+    return path
+
+
+def take_weights(tmp_path: Path, monkeypatch, content: bytes, anyway: str = "") -> Path:
+    """The stage weights with this content in the user's folder; returns its output."""
+    (tmp_path / weights.FILE).write_bytes(content)
+    monkeypatch.setenv("FCE_DATA", str(tmp_path))
+    monkeypatch.setenv("FCE_ANY_WEIGHTS", anyway)
+    out = tmp_path / "build" / "weights.pth"
+    weights.run(Job("weights", {}, out, {}, seed=0, device="cpu", tags={}, command=""))
+    return out
+
+
+def test_wrong_weights_are_refused_and_leave_nothing(tmp_path, monkeypatch, inception_file) -> None:
+    whole = inception_file.read_bytes()
+    other = tmp_path / "other.pth"
+    torch.save({"fc.weight": torch.ones(2, 2)}, other)
+    for content in (b"not the weights", whole[: len(whole) // 2], other.read_bytes()):
+        with pytest.raises(UserError, match=r"wrong checksum.*get it from https.*FCE_ANY_WEIGHTS=1"):
+            take_weights(tmp_path, monkeypatch, content)
+        with pytest.raises(UserError, match=r"no state of torch-fidelity's Inception network.*get it from https"):
+            take_weights(tmp_path, monkeypatch, content, anyway="1")
+    assert list((tmp_path / "build").iterdir()) == []
+
+
+def test_other_weights_of_the_same_network_are_taken_when_the_user_says_so(
+    tmp_path, monkeypatch, inception_file
+) -> None:
+    with pytest.raises(UserError, match="wrong checksum"):
+        take_weights(tmp_path, monkeypatch, inception_file.read_bytes())
+    out = take_weights(tmp_path, monkeypatch, inception_file.read_bytes(), anyway="1")
+    assert out.read_bytes() == inception_file.read_bytes()
+
+
+def colours(n: int, seed: int) -> np.ndarray:
+    """Images [n, 8, 8, 3] of one colour with noise, for which random features differ."""
+    rng = np.random.default_rng(seed)
+    return (rng.integers(0, 200, (n, 1, 1, 3)) + rng.integers(0, 56, (n, 8, 8, 3))).astype(np.uint8)
+
+
+def test_inception_gives_what_torch_fidelity_gives(inception_file, monkeypatch) -> None:
+    from torch_fidelity import calculate_metrics
+
+    class Set(torch.utils.data.Dataset):
+        def __init__(self, images: np.ndarray):
+            self.images = images
+
+        def __len__(self) -> int:
+            return len(self.images)
+
+        def __getitem__(self, i: int) -> torch.Tensor:
+            return torch.from_numpy(self.images[i].transpose(2, 0, 1))
+
+    first, second = colours(30, seed=0), colours(30, seed=1) // 2
+    assert extract(fid.inception(inception_file, "cpu"), first[:2], 2, "cpu").shape == (2, 2048)
+    monkeypatch.setattr(fid, "LAYER", "64")  # the first pooling: fewer features and quick
+    look = fid.inception(inception_file, "cpu")
+    generated, real = extract(look, first, 7, "cpu"), reference(extract(look, second, 30, "cpu"))
+    theirs = calculate_metrics(
+        input1=Set(first),
+        input2=Set(second),
+        cuda=False,
+        fid=True,
+        kid=True,
+        kid_subset_size=30,
+        prc=True,
+        feature_extractor=weights.NETWORK,
+        feature_extractor_weights_path=str(inception_file),
+        feature_layer_fid="64",
+        feature_layer_kid="64",
+        feature_layer_prc="64",
+        cache=False,
+        save_cpu_ram=True,  # no loader workers
+        verbose=False,
+    )
+    kernel, _, _ = kernel_distance(generated, real, {"subsets": 1, "size": 30})
+    precision, recall, _ = precision_recall(generated, real, {"images": 30, "k": 3})
+    assert frechet(generated, real.moments) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert kernel == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
+    assert (precision, recall) == (theirs["precision"], theirs["recall"])
+
+
+def test_only_the_official_weights_make_it_fid(tmp_path, monkeypatch, inception_file) -> None:
+    monkeypatch.setattr(fid, "LAYER", "64")
+    files = write_files(tmp_path, colours(66, 0), colours(4, 1), colours(132, 2), levels=256)
+    files["features"] = inception_file
+    changes = {"features": "inception", "draws": 2, "infinity": {"points": 3, "smallest": 0.5}}
+    assert measured(files, "joint", **changes) == 0
+    found = scores(files, "joint")
+    assert found["frechet_distance"]["unit"] == "FD"
+    assert "other weights: not FID" in found["frechet_distance"]["protocol"]
+    monkeypatch.setattr(weights, "SHA256_PREFIX", fid.sha256(inception_file)[:8])
+    official = fid.inception(inception_file, "cpu")
+    assert (official.names, official.words) == (fid.INCEPTION, "Inception 2015-12-05")
+
+
+def test_the_paper_sizes_are_enough_for_inception_and_2048_images_are_not() -> None:
+    """By the numbers of the official sets, which are not at hand."""
+    experiments = load(Path(__file__).resolve().parent.parent / "params.yaml").experiments
+    for name, train in (("svhn", 73257), ("cifar10", 50000)):
+        whole = experiments["full"][name].model_dump()
+        fid.refuse_too_few(2048, whole["fid"], whole["sample"]["count"], train, "")
+    with pytest.raises(UserError, match=r"sample.count: 2048 images; .* 2048 features needs 2049: raise it"):
+        fid.refuse_too_few(2048, whole["fid"], 2048, 50000, "")
