@@ -147,6 +147,7 @@ class Joint(Strict):
     noise: Literal["flow", "frozen-flow", "gaussian"]
     energy: Literal["plain", "residual"]
     batch: Positive
+    noise_ratio: Positive
     ebm_updates: Positive
     warm_start: Count
     head_start: Count
