@@ -22,12 +22,14 @@ ARMS = {  # how an EBM can be trained; an experiment names those it runs
 SLICES = {  # what each stage may read
     "data": ("data",),
     "pretrain": ("flow", "pretrain", "data"),
+    "dcgan": ("dcgan",),
     "density": ("density", "data"),
     "classifier": ("classifier",),
     "sample": ("sample",),
     "bits_per_dim": ("bits_per_dim",),
     "fid": ("fid",),
     "probe": ("probe", "energy"),
+    "supervised": ("supervised", "probe", "energy"),
 }
 
 
@@ -55,6 +57,18 @@ class Params(Strict):
     def arms(self, profile: str, experiment: str) -> tuple[str, ...]:
         """The arms that an experiment runs, in the order of ARMS."""
         return tuple(self.experiments[profile][experiment].arms)
+
+    def measured(self, profile: str, experiment: str) -> dict[str, tuple[str, ...]]:
+        """The arms, and the models beside them, that each measure of an experiment is taken of."""
+        arms = self.arms(profile, experiment)
+        if isinstance(self.experiments[profile][experiment], ToyExperiment):
+            return {"density": ("mle", *arms)}
+        return {
+            "bits_per_dim": ("mle", *arms),
+            "fid": ("mle", *arms, "dcgan"),
+            "probe": ("random-init", *arms, "dcgan"),
+            "supervised": ("supervised",),
+        }
 
     def write_slices(self, build: Path) -> None:
         """Write each stage's parameters as a file, only where they changed: the file is the dependency."""

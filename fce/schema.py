@@ -176,6 +176,23 @@ class Joint(Strict):
         return self
 
 
+class Rates(Strict):
+    discriminator_lr: Rate
+    generator_lr: Rate
+    updates: Positive
+
+
+class Dcgan(Strict):
+    latent: Positive
+    widths: Annotated[list[Positive], Field(min_length=2)]
+    batch: Annotated[int, Field(ge=2)]
+    beta1: Share
+    rates: Literal["orig", "ttur"]
+    orig: Rates
+    ttur: Rates
+    log_every: Positive
+
+
 class Density(Strict):
     boxes: Annotated[list[Rate], Field(min_length=2, max_length=2)]
     points: Annotated[list[Positive], Field(min_length=2, max_length=2)]
@@ -212,6 +229,15 @@ class Probe(Strict):
     inverse_l2: Annotated[list[Rate], Field(min_length=1)]
 
 
+class Supervised(Strict):
+    batch: Positive
+    updates: Positive
+    epochs: Positive
+    validations: Positive
+    lr: Annotated[list[Rate], Field(min_length=1)]
+    weight_decay: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
+
+
 class ToyExperiment(Strict):
     data: Annotated[Toy, Field(discriminator="source")]
     flow: Flow
@@ -227,11 +253,13 @@ class ImageExperiment(Strict):
     energy: Energy
     pretrain: Pretrain
     arms: Annotated[dict[str, Joint], Field(min_length=1)]
+    dcgan: Dcgan
     classifier: Classifier
     sample: Sample
     bits_per_dim: BitsPerDim
     fid: Fid
     probe: Probe
+    supervised: Supervised
 
 
 Experiment = ToyExperiment | ImageExperiment
@@ -255,10 +283,12 @@ SECTIONS = {  # what a stage's slice may hold
     "energy": Energy,
     "pretrain": Pretrain,
     "joint": Joint,
+    "dcgan": Dcgan,
     "density": Density,
     "classifier": Classifier,
     "sample": Sample,
     "bits_per_dim": BitsPerDim,
     "fid": Fid,
     "probe": Probe,
+    "supervised": Supervised,
 }
