@@ -30,30 +30,13 @@ def of_kind(profile, kind):
     return getattr(PARAMS.profiles[profile], kind)
 
 
-def results(profile, kind, measure, *others, learned=False):
-    """The score files of one measure: of each experiment's arms (where `learned`, those that train a flow), and others."""
-    def arms(experiment):
-        own = PARAMS.experiments[profile][experiment].arms
-        return [*others, *(arm for arm in own if not learned or own[arm].noise == "flow")]
-
-    return [path for experiment in of_kind(profile, kind) for path in expand(
-        RUN + "{arm}/{measure}.json", profile=profile, experiment=experiment, measure=measure,
-        seed=getattr(PARAMS.profiles[profile].seeds, kind), arm=arms(experiment))]
-
-
-def densities(profile):
-    """The score files of a profile's 2D part."""
-    return results(profile, "toy", "density", "mle")
-
-
-def scores(profile):
-    """Every score file of a profile."""
-    seeds = PARAMS.profiles[profile].seeds
-    flows = results(profile, "images", ["bits_per_dim", "fid"], "mle", learned=True)
-    features = results(profile, "images", "probe", "random-init")
-    controls = expand(RUN + "planted/log_z_control.json", profile=profile, experiment=of_kind(profile, "images"),
-                      seed=seeds.images)
-    return densities(profile) + flows + features + results(profile, "images", "log_z") + controls
+def scores(profile, kind):
+    """Every score file of a profile's 2D densities, or of its images."""
+    seeds = getattr(PARAMS.profiles[profile].seeds, kind)
+    return [path for experiment in of_kind(profile, kind)
+            for measure, arms in PARAMS.measured(profile, experiment).items()
+            for path in expand(RUN + "{arm}/{measure}.json", profile=profile, experiment=experiment, measure=measure,
+                               seed=seeds, arm=arms)]
 
 
 def by_arms(profile):
@@ -70,8 +53,9 @@ def names(kind):
 
 
 def model(wildcards):
-    """The checkpoint an arm's measures read: the pre-trained flow for `mle`."""
-    return RUN + ("pretrain.pt" if wildcards.arm == "mle" else "{arm}/joint.pt")
+    """The checkpoint an arm's measures read; there is none for `random-init`."""
+    special = {"mle": RUN + "pretrain.pt", "dcgan": RUN + "dcgan/dcgan.pt", "random-init": []}
+    return special.get(wildcards.arm, RUN + "{arm}/joint.pt")
 
 
 def setting(wildcards, *keys):
@@ -125,7 +109,7 @@ rule quick:
 # Figures 1 and 2 alone, which need no GPU; the report names what is missing.
 rule densities:
     input:
-        densities("full"),
+        scores("full", "toy"),
     shell:
         "python -m reports.build --profile full --build build --out build/report/full/index.html"
 
@@ -272,6 +256,25 @@ for profile, settings in PARAMS.profiles.items():
                 " --seed {params.seeds} --arm {params.arms} --device cpu --threads 1 --out '{params.out}' > {log} 2>&1"
 
 
+rule dcgan:
+    input:
+        code=sources("fce/dcgan.py"),
+        params=SLICE + "dcgan.json",
+        data="build/{profile}/{experiment}/data.npz",
+    output:
+        RUN + "dcgan/dcgan.pt",
+    log:
+        RUN + "dcgan/dcgan.log",
+    benchmark:
+        RUN + "dcgan/dcgan.benchmark.tsv"
+    threads: threads
+    resources:
+        gpu=gpu,
+    shell:
+        "python -m fce.dcgan --params {input.params} --data {input.data} --seed {wildcards.seed}"
+        " --threads {threads} --out {output} > {log} 2>&1"
+
+
 rule classifier:
     input:
         code=sources("eval/classifier.py"),
@@ -402,7 +405,7 @@ rule probe:
         code=sources("eval/probe.py"),
         params=SLICE + "probe.json",
         data="build/{profile}/{experiment}/data.npz",
-        model=lambda wildcards: [] if wildcards.arm == "random-init" else RUN + "{arm}/joint.pt",
+        model=model,
     output:
         RUN + "{arm}/probe.json",
     log:
@@ -417,10 +420,27 @@ rule probe:
         " --seed {wildcards.seed} --threads {threads} --out {output} > {log} 2>&1"
 
 
+rule supervised:
+    input:
+        code=sources("eval/supervised.py"),
+        params=SLICE + "supervised.json",
+        data="build/{profile}/{experiment}/data.npz",
+    output:
+        RUN + "supervised/supervised.json",
+    log:
+        RUN + "supervised/supervised.log",
+    threads: threads
+    resources:
+        gpu=gpu,
+    shell:
+        "python -m eval.supervised --params {input.params} --data {input.data} --seed {wildcards.seed}"
+        " --threads {threads} --out {output} > {log} 2>&1"
+
+
 rule report:
     input:
         code=[*sources("reports/build.py"), "reports/paper.yaml", "reports/template.html.j2"],
-        scores=lambda wildcards: scores(wildcards.profile),
+        scores=lambda wildcards: scores(wildcards.profile, "toy") + scores(wildcards.profile, "images"),
     output:
         "build/report/{profile}/index.html",
     log:

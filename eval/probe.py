@@ -1,8 +1,13 @@
-"""Measure: linear classification on frozen features, against the number of labelled images (Figure 4)."""
+"""Measure: linear classification on frozen features, against the number of labelled images (Figure 4).
+
+Of the top layer, as in the paper; and of all hidden layers together, as DCGAN's article (arXiv 1511.06434, section 5.1)
+took them, which tells a layer that has lost the classes from a network that has.
+"""
 
 import math
 import sys
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,94 +16,100 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from torch.nn import functional as F
 
-from eval.score import Score, write_scores
+from eval.labelled import draws, middle
+from eval.score import Score, mean_score, write_scores
 from fce.data.data import Images, open_data
-from fce.energy import EnergyModel, make_energy
+from fce.dcgan import load_dcgan
+from fce.energy import make_energy
 from fce.joint import load_models
 from fce.progress import Progress
 from fce.stage import Job, main
+
+Maps = Callable[[Tensor], list[Tensor]]  # x [B, C, H, W] -> each hidden layer's maps
+LAYERS = {"": "top-layer features", "_all_layers": "features of all hidden layers, max-pooled to at most 4x4,"}
 
 
 def run(job: Job) -> None:
     settings = job.params["probe"]
     data = open_data(job.inputs["data"], {"source": "images"}, job.device)
     assert isinstance(data, Images)
-    if "model" in job.inputs:
-        energy = load_models(job.inputs["model"], job.device)[0]
-    else:  # the paper's "Random Init.": the same network, never trained
-        torch.manual_seed(job.seed)
-        energy = make_energy(data.shape, job.params["energy"]).to(job.device)
-    features = {part: extract(energy, data, part) for part in ("train", "validation", "test")}
-    spectrum = np.linalg.svd(features["train"] - features["train"].mean(0), compute_uv=False) ** 2
-    share = spectrum / spectrum.sum()
-    rank = math.exp(-(share * np.log(np.maximum(share, 1e-300))).sum())
-    scores = [
-        Score(
-            name="effective_rank",
-            model="features",
-            value=rank,
-            unit="dimensions",
-            n=len(features["train"]),
-            protocol=f"exp of the entropy of the covariance's spectrum, {features['train'].shape[1]} features",
-        )
-    ]
-    total = len(data.labels["train"])
-    counts = [count for count in settings["labels"] if count < total] + [total]
-    progress = Progress(len(counts))
-    for done, count in enumerate(counts, 1):
-        draws = settings["draws"] if count < total else 1
-        right = [
-            accuracy(features, data.labels, subset(data.labels["train"], count, seed), settings["inverse_l2"])
-            for seed in range(draws)
-        ]
-        error = float(np.std(right, ddof=1) / math.sqrt(draws)) if draws > 1 else None
+    maps = open_maps(job, data)
+    progress = Progress(len(LAYERS) * (len(settings["labels"]) + 1))
+    scores, done = [], 0
+    for suffix, words in LAYERS.items():
+        features = {part: extract(maps, data, part, suffix) for part in ("train", "validation", "test")}
         scores.append(
             Score(
-                name="accuracy",
+                name=f"effective_rank{suffix}",
                 model="features",
-                value=float(np.mean(right)),
-                unit="share",
-                n=draws,
-                labels=count,
-                standard_error=error,
-                protocol="multinomial logistic regression on standardised top-layer features of the test part; "
-                f"L2 chosen on {len(data.labels['validation'])} validation labels; mean over draws of labels",
+                value=effective_rank(features["train"]),
+                unit="dimensions",
+                n=len(features["train"]),
+                protocol=f"exp of the entropy of the covariance's spectrum, {features['train'].shape[1]} features",
             )
         )
-        progress(done, labels=count, accuracy=scores[-1].value)
+        protocol = (
+            f"multinomial logistic regression on standardised {words} of the test part; L2 chosen on "
+            f"{len(data.labels['validation'])} validation labels; mean over draws of labels"
+        )
+        for count, chosen in draws(data.labels["train"], settings):
+            found = [accuracy(features, data.labels, index, settings["inverse_l2"]) for index in chosen]
+            right = torch.tensor(found, dtype=torch.float64)
+            scores.append(mean_score(f"accuracy{suffix}", "features", right, "share", protocol, count))
+            done += 1
+            progress(done, labels=count, accuracy=scores[-1].value)
     write_scores(job, scores)
 
 
+def open_maps(job: Job, data: Images) -> Maps:
+    """The hidden layers of the model that was given: an EBM's, or those of DCGAN's discriminator."""
+    if "model" not in job.inputs:  # the paper's "Random Init.": the same network, never trained
+        torch.manual_seed(job.seed)
+        return make_energy(data.shape, job.params["energy"]).to(job.device).maps
+    path = job.inputs["model"]
+    return load_dcgan(path, job.device)[1].maps if path.stem == "dcgan" else load_models(path, job.device)[0].maps
+
+
 @torch.no_grad()
-def extract(energy: EnergyModel, data: Images, part: str) -> np.ndarray:
-    """Features [N, F] of a part, at the middle of each grey level."""
-    chunks = [energy.features((x + 0.5) / data.levels - 0.5).cpu() for x in data.images[part].split(1000)]
+def extract(maps: Maps, data: Images, part: str, layers: str) -> np.ndarray:
+    """Features [N, F] of a part, at the middle of each grey level; `layers` is a key of LAYERS."""
+    chunks = []
+    for x in data.images[part].split(1000):
+        hidden = maps(middle(x, data.levels))
+        used = [F.adaptive_max_pool2d(m, min(4, m.shape[-1])) for m in hidden] if layers else hidden[-1:]
+        chunks.append(torch.cat([m.flatten(1) for m in used], 1).cpu())
     return torch.cat(chunks).numpy()
 
 
-def subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Indices of `count` training images: balanced over classes, and nested in `count` for one seed."""
-    random = np.random.default_rng(seed)
-    by_class = [random.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
-    queue = [indices[i] for i in range(max(map(len, by_class))) for indices in by_class if i < len(indices)]
-    return np.array(queue[:count])
+def effective_rank(features: np.ndarray) -> float:
+    """exp of the entropy of the spectrum of the covariance of features [N, F]: F where all directions vary alike."""
+    centred = features - features.mean(0)
+    spectrum = np.linalg.eigvalsh((centred.T @ centred).astype(np.float64)).clip(min=0)
+    share = spectrum / spectrum.sum()
+    return math.exp(-(share * np.log(np.maximum(share, 1e-300))).sum())
 
 
 def accuracy(
     features: dict[str, np.ndarray], labels: dict[str, np.ndarray], index: np.ndarray, inverse_l2: list[float]
 ) -> float:
     """Test accuracy of a classifier fitted on the training images `index`, its L2 chosen on the validation part."""
+    # PCA keeps every dimension the labelled images span, and an L2 penalty needs no other: exact, and faster
+    reduce = make_pipeline(StandardScaler(), PCA()).fit(features["train"][index])
+    train, validation, test = (
+        reduce.transform(x) for x in (features["train"][index], features["validation"], features["test"])
+    )
     best = (-1.0, 0.0)
     for c in inverse_l2:
-        # PCA keeps every dimension the labelled images span, and an L2 penalty needs no other: exact, and faster
-        model = make_pipeline(StandardScaler(), PCA(), LogisticRegression(C=c, max_iter=300))
+        model = LogisticRegression(C=c, max_iter=300)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # an unconverged weak penalty loses on validation
-            model.fit(features["train"][index], labels["train"][index])
-        held = model.score(features["validation"], labels["validation"])
+            model.fit(train, labels["train"][index])
+        held = model.score(validation, labels["validation"])
         if held > best[0]:
-            best = (held, model.score(features["test"], labels["test"]))
+            best = (held, model.score(test, labels["test"]))
     return best[1]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fce.stage import Job
 from fce.state import save_json
 
-Model = Literal["flow", "ebm", "data", "features"]
+Model = Literal["flow", "ebm", "data", "features", "network"]
 
 
 class Score(BaseModel):
@@ -54,9 +54,11 @@ class ScoreFile(BaseModel):
     provenance: dict[str, Any]
 
 
-def mean_score(name: str, model: Model, values: Tensor, unit: str, protocol: str) -> Score:
-    """The mean of independent values [n], with its standard error."""
-    error = values.std().item() / math.sqrt(len(values))
+def mean_score(
+    name: str, model: Model, values: Tensor, unit: str, protocol: str, labels: int | None = None
+) -> Score:
+    """The mean of independent values [n], with its standard error; one value has none."""
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
     return Score(
         name=name,
         model=model,
@@ -65,6 +67,7 @@ def mean_score(name: str, model: Model, values: Tensor, unit: str, protocol: str
         n=len(values),
         protocol=protocol,
         standard_error=error,
+        labels=labels,
     )
 
 

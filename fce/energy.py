@@ -36,14 +36,16 @@ class EnergyModel(nn.Module):
             self.head = nn.Conv2d(sizes[-1], 1, shape[1] // 2**count)
         self.c = nn.Parameter(torch.zeros(()))
 
-    def top(self, x: Tensor) -> Tensor:
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Every hidden layer's outputs after the leaky ReLU, from x inward."""
+        maps = [x]
         for layer in self.hidden:
-            x = F.leaky_relu(layer(x), self.slope)
-        return x
+            maps.append(F.leaky_relu(layer(maps[-1]), self.slope))
+        return maps[1:]
 
     def forward(self, x: Tensor) -> Tensor:
         """f(x) [B], up to the constant c."""
-        return self.head(self.top(x)).flatten()
+        return self.head(self.maps(x)[-1]).flatten()
 
     def log_prob(self, x: Tensor) -> Tensor:
         """f(x) - c [B] in nats; a density's logarithm only if c is log Z."""
@@ -51,7 +53,7 @@ class EnergyModel(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The top layer's feature maps [B, F], after the leaky ReLU."""
-        return self.top(x).flatten(1)
+        return self.maps(x)[-1].flatten(1)
 
 
 class Residual(EnergyModel):

@@ -5,6 +5,8 @@ gradients through x = g(z), through log q(g(z)) and through log q(x). Runs of eq
 tensors have a leading dimension S, the runs; a single run is a stack of one.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ FEW_FLY = 0.9  # of the samples must be decoded and encoded exactly
 MOMENTS = 20_000  # training images for the Gaussian noise's mean and covariance
 AHEAD = 16  # minibatches drawn in one pass while the flow stands still
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # x [S, B, ...], log q(x) [S, B], x~, log q(x~)
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # x [S, B, ...], log q(x) [S, B]; x~, log q(x~) of noise_ratio * B
 
 
 class Game:
@@ -32,7 +34,7 @@ class Game:
 
     def __init__(self, jobs: list[Job]):
         self.jobs, self.settings = jobs, jobs[0].params["joint"]
-        self.device = jobs[0].device
+        self.device, self.noise_ratio = jobs[0].device, jobs[0].params["joint"]["noise_ratio"]
         self.data = [open_data(job.inputs["data"], job.params["data"], job.device) for job in jobs]
         self.generators = [torch.Generator().manual_seed(job.seed_for("batches")) for job in jobs]
         noises: list[Glow | Gaussian] = []
@@ -72,7 +74,7 @@ class Game:
         """A minibatch of data and one of samples, each with its log q; samples are finite."""
         if not self.stock:
             x = self.points(self.ahead)
-            x_gen, log_q_gen = self.noise("decode", self.eps(x.shape[1]))
+            x_gen, log_q_gen = self.noise("decode", self.eps(self.noise_ratio * x.shape[1]))
             which = self.choose_finite(x_gen, log_q_gen)
             parts = (x, self.noise.log_prob(x), take(x_gen, which), take(log_q_gen, which))
             self.stock = list(zip(*(part.tensor_split(self.ahead, 1) for part in parts), strict=True))
@@ -104,7 +106,8 @@ class Game:
             self.ebm_clipped.zero_()
             self.ebm_optimizer.state.clear()
         w_data, w_gen = self.ratios()
-        shift = torch.tensor([calibrate(*pair) for pair in zip(w_data, w_gen, strict=True)], device=self.device)
+        pairs = zip(w_data, w_gen, strict=True)
+        shift = torch.tensor([calibrate(*pair, self.noise_ratio) for pair in pairs], device=self.device)
         with torch.no_grad():
             self.energy.learned["c"].add_(self.scalar(shift.float()))
         spread = (torch.cat([w_data, w_gen], 1) - shift[:, None]).abs().median(1).values.cpu()
@@ -135,7 +138,7 @@ class Game:
         """One ascent of V by the EBM; returns the classification accuracy."""
         x, log_q, x_gen, log_q_gen = self.draw()
         log_p, log_p_gen = self.energy.log_prob(torch.cat([x, x_gen], 1)).split([x.shape[1], x_gen.shape[1]], 1)
-        v = value(log_p, log_q, log_p_gen, log_q_gen)
+        v = value(log_p, log_q, log_p_gen, log_q_gen, self.noise_ratio)
         set_lr(self.ebm_optimizer, self.ebm_lrs, self.factor(0, self.ebm_updates))
         require_finite(v)
         self.step_ebm(-v)
@@ -152,12 +155,12 @@ class Game:
         """One descent of V by the flow; gradients pass through the EBM to x, and leave its weights alone."""
         assert self.flow_optimizer is not None
         x = self.points()
-        eps = self.eps(x.shape[1])
-        v, r_data, r_gen, log_q = flow_value(self.energy, self.noise, x, eps)
+        eps = self.eps(self.noise_ratio * x.shape[1])
+        v, r_data, r_gen, log_q = flow_value(self.energy, self.noise, x, eps, self.noise_ratio)
         if not v.isfinite().all():  # a NaN poisons the gradient even where it is masked: decode the others anew
             with torch.no_grad():
                 which = self.choose_finite(*self.noise("decode", eps))
-            v, r_data, r_gen, log_q = flow_value(self.energy, self.noise, x, take(eps, which))
+            v, r_data, r_gen, log_q = flow_value(self.energy, self.noise, x, take(eps, which), self.noise_ratio)
         require_finite(v)
         self.noise.backward(self.settings["value_weight"] * v - self.settings["mle_weight"] * log_q.mean(1))
         norms = self.noise.clip(self.settings["flow_clip"])
@@ -176,11 +179,11 @@ class Game:
     def note(self, v: Tensor, r_data: Tensor, r_gen: Tensor) -> float:
         """Remember what the last minibatch showed of each run; returns the mean accuracy of classes and runs."""
         with torch.no_grad():
-            size = torch.cat([r_data, r_gen], 1).abs()
+            size, tie = torch.cat([r_data, r_gen], 1).abs(), math.log(self.noise_ratio)
             numbers = {
                 "value": v,
-                "accuracy_data": accuracy(r_data, real=True),
-                "accuracy_gen": accuracy(r_gen, real=False),
+                "accuracy_data": accuracy(r_data - tie, real=True),
+                "accuracy_gen": accuracy(r_gen - tie, real=False),
                 "r_data_mean": r_data.mean(1),
                 "r_data_std": r_data.std(1),
                 "r_gen_mean": r_gen.mean(1),
@@ -254,7 +257,9 @@ def make_noise(job: Job, data: Points | Images, generator: torch.Generator) -> G
     return load_flow(load(job.need("flow"))).to(job.device)
 
 
-def flow_value(energy: Stack, flow: Stack, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def flow_value(
+    energy: Stack, flow: Stack, x: Tensor, eps: Tensor, noise_ratio: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """V (eq. 4) [S] with the gradients that the flow needs; log p - log q on data x and on samples g(eps); log q(x).
 
     They pass through x~ = g(eps) into f, through log q(x~), which comes with the sample, and through log q(x).
@@ -262,7 +267,8 @@ def flow_value(energy: Stack, flow: Stack, x: Tensor, eps: Tensor) -> tuple[Tens
     x_gen, log_q_gen = flow("decode", eps)
     log_q = flow.log_prob(x)
     log_p, log_p_gen = energy.log_prob(torch.cat([x, x_gen], 1)).split([x.shape[1], x_gen.shape[1]], 1)
-    return value(log_p, log_q, log_p_gen, log_q_gen), log_p - log_q, log_p_gen - log_q_gen, log_q
+    v = value(log_p, log_q, log_p_gen, log_q_gen, noise_ratio)
+    return v, log_p - log_q, log_p_gen - log_q_gen, log_q
 
 
 def take(values: Tensor, which: Tensor) -> Tensor:

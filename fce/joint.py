@@ -13,7 +13,7 @@ from fce.data.toy import grid, log_mass
 from fce.energy import EnergyModel, make_energy
 from fce.flow.glow import Gaussian, Glow, make_glow
 from fce.game import Game
-from fce.objective import Switch
+from fce.objective import Switch, value
 from fce.optim import Average
 from fce.pretrain import write_csv
 from fce.progress import Progress, log
@@ -80,7 +80,9 @@ def train(jobs: list[Job]) -> None:
             f"joint: stopped at EBM update {game.ebm_updates}, flow update {game.flow_updates}: {stop}. "
             f"The last good state is kept in {', '.join(map(str, asides))}"
         ) from None
-    log.info("V is -2 log 2 = -1.386 at p = q; at the end: %s", {k: round(v, 4) for k, v in rows[0][-1].items()})
+    zero = torch.zeros(1)
+    level = value(zero, zero, zero, zero, game.noise_ratio).item()
+    log.info("V is %.4f at p = q; at the end: %s", level, {k: round(v, 4) for k, v in rows[0][-1].items()})
     for job, curve, content in zip(jobs, rows, contents(game, *averages), strict=True):
         write_csv(job.out.with_suffix(".csv"), curve)
         save(job.out, {**content, "provenance": job.provenance()})

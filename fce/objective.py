@@ -4,6 +4,7 @@ r(x) = log p(x) - log q(x) is the log-ratio; sigmoid(r) is the posterior that x 
 the same, dequantised and scaled x.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +12,18 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-def value(log_p_data: Tensor, log_q_data: Tensor, log_p_gen: Tensor, log_q_gen: Tensor) -> Tensor:
+def value(
+    log_p_data: Tensor, log_q_data: Tensor, log_p_gen: Tensor, log_q_gen: Tensor, noise_ratio: float = 1.0
+) -> Tensor:
     """V(theta, alpha) of eq. 4, as means over the batch (the last dimension): -2 log 2 where p = q.
 
     The EBM ascends it, the flow descends it. Written with logsigmoid of the log-ratio: exact where p/(p+q) is not.
+    With nu = noise_ratio negatives for each positive, section 2.3's "higher prior probability", it is
+    E_data log(p / (p + nu q)) + nu E_q log(nu q / (p + nu q)).
     """
-    return logsigmoid(log_p_data - log_q_data).mean(-1) + logsigmoid(log_q_gen - log_p_gen).mean(-1)
+    tie = math.log(noise_ratio)  # the log-ratio at which both classes are equally probable
+    real, fake = logsigmoid(log_p_data - log_q_data - tie), logsigmoid(log_q_gen - log_p_gen + tie)
+    return real.mean(-1) + noise_ratio * fake.mean(-1)
 
 
 def accuracy(r: Tensor, real: bool) -> Tensor:
@@ -25,21 +32,22 @@ def accuracy(r: Tensor, real: bool) -> Tensor:
     return right.float().mean(-1) + 0.5 * (r == 0).float().mean(-1)
 
 
-def calibrate(w_data: Tensor, w_gen: Tensor) -> float:
+def calibrate(w_data: Tensor, w_gen: Tensor, noise_ratio: float = 1.0) -> float:
     """The constant c that maximises V for fixed f, from w = f - log q on data and on samples.
 
-    The root of mean sigmoid(c - w_data) = mean sigmoid(w_gen - c): dV/dc = 0, the bridge-sampling equation with
-    data in place of samples from p. The left side rises and the right side falls in c, so bisection finds it.
+    With nu = noise_ratio and k = c + log nu, the root of mean sigmoid(k - w_data) = nu mean sigmoid(w_gen - k):
+    dV/dc = 0, the bridge-sampling equation with data in place of samples from p. The left side rises and the right
+    side falls in k, so bisection finds it.
     """
     data, gen = w_data.double(), w_gen.double()
     low, high = (float(f(torch.cat([data, gen]))) + s for f, s in ((torch.min, -50.0), (torch.max, 50.0)))
     for _ in range(200):
-        c = 0.5 * (low + high)
-        if torch.sigmoid(c - data).mean() < torch.sigmoid(gen - c).mean():
-            low = c
+        k = 0.5 * (low + high)
+        if torch.sigmoid(k - data).mean() < noise_ratio * torch.sigmoid(gen - k).mean():
+            low = k
         else:
-            high = c
-    return 0.5 * (low + high)
+            high = k
+    return 0.5 * (low + high) - math.log(noise_ratio)
 
 
 @dataclass

@@ -22,6 +22,7 @@ ARMS = {  # how an EBM can be trained; an experiment names those it runs
 SLICES = {  # what each stage may read
     "data": ("data",),
     "pretrain": ("flow", "pretrain", "data"),
+    "dcgan": ("dcgan",),
     "density": ("density", "data"),
     "classifier": ("classifier",),
     "sample": ("sample",),
@@ -30,6 +31,7 @@ SLICES = {  # what each stage may read
     "log_z_control": ("log_z",),
     "fid": ("fid",),
     "probe": ("probe", "energy"),
+    "supervised": ("supervised", "probe", "energy"),
 }
 
 
@@ -57,6 +59,21 @@ class Params(Strict):
     def arms(self, profile: str, experiment: str) -> tuple[str, ...]:
         """The arms that an experiment runs, in the order of ARMS."""
         return tuple(self.experiments[profile][experiment].arms)
+
+    def measured(self, profile: str, experiment: str) -> dict[str, tuple[str, ...]]:
+        """The arms, and the models beside them, that each measure of an experiment is taken of."""
+        arms, settings = self.arms(profile, experiment), self.experiments[profile][experiment]
+        if isinstance(settings, ToyExperiment):
+            return {"density": ("mle", *arms)}
+        flows = ("mle", *(arm for arm in arms if settings.arms[arm].noise == "flow"))
+        return {
+            "bits_per_dim": flows,
+            "fid": (*flows, "dcgan"),
+            "log_z": arms,
+            "log_z_control": ("planted",),
+            "probe": ("random-init", *arms, "dcgan"),
+            "supervised": ("supervised",),
+        }
 
     def write_slices(self, build: Path) -> None:
         """Write each stage's parameters as a file, only where they changed: the file is the dependency."""

@@ -147,6 +147,7 @@ class Joint(Strict):
     noise: Literal["flow", "frozen-flow", "gaussian"]
     energy: Literal["plain", "residual"]
     batch: Positive
+    noise_ratio: Positive
     ebm_updates: Positive
     warm_start: Count
     head_start: Count
@@ -174,6 +175,23 @@ class Joint(Strict):
         if self.energy == "residual" and self.noise == "gaussian":
             raise ValueError("energy: residual needs a flow as its base, not noise: gaussian")
         return self
+
+
+class Rates(Strict):
+    discriminator_lr: Rate
+    generator_lr: Rate
+    updates: Positive
+
+
+class Dcgan(Strict):
+    latent: Positive
+    widths: Annotated[list[Positive], Field(min_length=2)]
+    batch: Annotated[int, Field(ge=2)]
+    beta1: Share
+    rates: Literal["orig", "ttur"]
+    orig: Rates
+    ttur: Rates
+    log_every: Positive
 
 
 class Density(Strict):
@@ -246,6 +264,15 @@ class Probe(Strict):
     inverse_l2: Annotated[list[Rate], Field(min_length=1)]
 
 
+class Supervised(Strict):
+    batch: Positive
+    updates: Positive
+    epochs: Positive
+    validations: Positive
+    lr: Annotated[list[Rate], Field(min_length=1)]
+    weight_decay: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
+
+
 class ToyExperiment(Strict):
     data: Annotated[Toy, Field(discriminator="source")]
     flow: Flow
@@ -261,12 +288,14 @@ class ImageExperiment(Strict):
     energy: Energy
     pretrain: Pretrain
     arms: Annotated[dict[str, Joint], Field(min_length=1)]
+    dcgan: Dcgan
     classifier: Classifier
     sample: Sample
     bits_per_dim: BitsPerDim
     log_z: LogZ
     fid: Fid
     probe: Probe
+    supervised: Supervised
 
 
 Experiment = ToyExperiment | ImageExperiment
@@ -290,6 +319,7 @@ SECTIONS = {  # what a stage's slice may hold
     "energy": Energy,
     "pretrain": Pretrain,
     "joint": Joint,
+    "dcgan": Dcgan,
     "density": Density,
     "classifier": Classifier,
     "sample": Sample,
@@ -297,4 +327,5 @@ SECTIONS = {  # what a stage's slice may hold
     "log_z": LogZ,
     "fid": Fid,
     "probe": Probe,
+    "supervised": Supervised,
 }

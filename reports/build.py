@@ -65,8 +65,9 @@ def content(profile: str, build: Path, out: Path) -> list[Section]:
     samples = [figures.samples(folder, experiment, out, why) for experiment in chosen.images]
     probe = [figures.probe(folder, chosen.images, scores, out, why)] if chosen.images else []
     training = [figures.training(folder, experiment, out, why) for experiment in [*chosen.toy, *chosen.images]]
+    expected = {experiment: settings.measured(profile, experiment) for experiment in all_of}
     measured = [block for kind in names for experiment in names[kind]
-                for block in experiment_blocks(scores, experiment, kind, all_of[experiment].arms, notes, why)]
+                for block in experiment_blocks(scores, experiment, kind, expected[experiment], notes, why)]
     ran = scope(origins, [*chosen.toy, *chosen.images])
     if profile == "full":
         runs = [tables.convergence(figures.curves(folder, e, "joint"), profile, e) for e in chosen.toy]
@@ -116,13 +117,10 @@ def judged(scores: pd.DataFrame, folder: Path, paper: dict[str, Any],
     return claims, printed, [table(entry, tables.architecture_table(folder, entry)) for entry in paper["architectures"]]
 
 
-def experiment_blocks(scores: pd.DataFrame, experiment: str, kind: str, arms: dict[str, Any],
+def experiment_blocks(scores: pd.DataFrame, experiment: str, kind: str, expected: dict[str, tuple[str, ...]],
                       notes: dict[str, str], why: Reason) -> list[Any]:
     """What is missing of an experiment, then its tables, each with every seed folded below it."""
     label, have = DATA.get(experiment, experiment), scores[scores["experiment"] == experiment]
-    flows = ["mle", *(arm for arm, settings in arms.items() if settings.noise == "flow")]
-    expected = {"density": ["mle", *arms]} if kind == "toy" else {
-        "bits_per_dim": flows, "fid": flows, "log_z": list(arms), "probe": ["random-init", *arms]}
     missing: dict[str, list[str]] = {}
     for measure, arm in [(measure, arm) for measure, arms in expected.items() for arm in arms]:
         if not ((have["arm"] == arm) & (have["measure"] == measure)).any():
@@ -133,7 +131,8 @@ def experiment_blocks(scores: pd.DataFrame, experiment: str, kind: str, arms: di
               ("trade", f"What joint training changes in Glow, {label}", tables.trade_table, "Arm"),
               ("bounds", f"Bits/dim of the EBM by bounds on log Z, {label}", tables.bounds_table, "Model"),
               ("control", f"The bounds on log Z, where it is known, {label}", tables.control_table, "Model"),
-              ("probe", f"Accuracy of a linear classifier on frozen features, {label}", tables.probe_table, "Labels")]
+              ("probe", f"Accuracy by labelled images, {label}", tables.probe_table, "Labels"),
+              ("rank", f"Effective rank of the features, {label}", tables.rank_table, "Model")]
     for name, title, make, row in makers:
         frame = make(have, experiment, [row])
         if len(frame):

@@ -9,7 +9,8 @@ import pandas as pd
 
 from reports.tables import anchor
 
-ROAD = {"data": 0, "pretrain": 1, "joint": 2}  # the stages before every score
+ROAD = {"data": 0, "pretrain": 1, "joint": 2, "dcgan": 2}  # the stages before scores
+NO_FLOW = ("random-init", "dcgan", "supervised")  # arms without pre-training
 FID_ROAD = {"weights": 3, "classifier": 3, "sample": 4}  # and those before a Fréchet distance only
 NOT_YET = "not run yet"
 
@@ -37,7 +38,8 @@ def why_missing(failed: list[dict[str, str]], experiment: str, arm: str, measure
     """Why an output is missing: the furthest-upstream failure on its road."""
     for failure in failed:
         stage = failure["stage"]
-        before = stage in ROAD or stage == measure or (measure == "fid" and stage in FID_ROAD)
+        on_road = stage in ROAD and not (stage == "pretrain" and arm in NO_FLOW)
+        before = on_road or stage == measure or (measure == "fid" and stage in FID_ROAD)
         if before and failure["experiment"] in ("", experiment) and failure["arm"] in ("", arm):
             return f"not run: {stage} failed: {failure['why']}"
     return NOT_YET

@@ -24,8 +24,9 @@ DATA = {"svhn": "SVHN", "cifar10": "CIFAR-10", "digits": "digits (8×8, not the 
         "ring-tight": "ring, tight modes", "ring-paper": "ring, the paper's literal recipe"}
 ARMS = {"mle": "MLE", "joint": "ours", "joint-from-random": "ours, random start",
         "residual": "ours, residual EBM", "frozen-flow": "NCE, frozen Glow",
-        "gaussian-noise": "NCE, Gaussian noise", "mle-continued": "MLE continued", "random-init": "random weights"}
-MODELS = {"flow": "Glow", "ebm": "EBM", "features": "features", "data": "data"}
+        "gaussian-noise": "NCE, Gaussian noise", "mle-continued": "MLE continued", "random-init": "random weights",
+        "dcgan": "DCGAN", "supervised": "supervised"}
+MODELS = {"flow": "Glow", "ebm": "EBM", "features": "features", "network": "network", "data": "data"}
 HEADINGS = {"kl": "KL", "jsd": "JSD", "total_variation": "TV", "smallest_mode_mass": "smallest mode",
             "mass_outside": "mass outside", "mse_log_density": "MSE, learned c",
             "mse_log_density_normalised": "MSE, exact Z", "log_z_error": "log Z error",
@@ -89,7 +90,7 @@ def score_files(folder: Path) -> list[dict[str, Any]]:
 def score_table(files: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """One row per score, with COLUMNS."""
     rows = [{**file, **score} for file in files for score in file["scores"]]
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float, "seed": int})
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float, "seed": int, "labels": float})
 
 
 def convergence(joint: pd.DataFrame, profile: str, experiment: str) -> pd.DataFrame:
@@ -221,13 +222,16 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
     rows = []
     for claim, experiment in [(c, experiment) for c in claims for experiment in c["experiments"]]:
         keys = {"experiment": experiment, "measure": claim["measure"], "name": claim["name"]}
-        first = by_seed(scores, **(keys | claim["first"]))
-        second = by_seed(scores, **(keys | claim["second"])) if "second" in claim else 0 * first
+        sides = [keys | claim[side] for side in ("first", "second") if side in claim]
+        judged = scores[~(scores["labels"] > claim.get("most_labels", math.inf))]
+        first, *others = (by_seed(judged, **side) for side in sides)
+        second = others[0] if others else 0 * first
         difference, arm = paired(first, second), claim["first"]["arm"]
         holds = int(((claim["low"] < difference) & (difference < claim["high"])).sum())
-        missing = why(experiment, claim.get("second", claim["first"])["arm"] if len(first) else arm, claim["measure"])
+        lacking = sides[-1 if len(first) else 0]
+        missing = why(experiment, lacking["arm"], lacking["measure"])
         if "bound" in claim:  # a second, tighter bound that is less certain
-            tighter = paired(by_seed(scores, **(keys | claim["first"] | {"name": claim["bound"]})), second)
+            tighter = paired(by_seed(scores, **(sides[0] | {"name": claim["bound"]})), second)
             ended = conclusion(bound_verdict(difference, tighter), claim, missing)
             if len(tighter):
                 ended["Note"] = f"the certificate's difference; by AIS {estimate(tighter)}"
@@ -243,7 +247,7 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
 def conclusion(verdict: str, entry: dict[str, Any], missing: str) -> dict[str, str]:
     """The columns Verdict and Note of a judged entry."""
     if verdict == "not run":
-        return {"Verdict": verdict, "Note": entry.get("not_run", missing)}
+        return {"Verdict": verdict, "Note": missing}
     if "unverified" in entry:
         return {"Verdict": "unverified", "Note": entry["unverified"]}
     return {"Verdict": verdict, "Note": ""}
@@ -279,9 +283,11 @@ def shown(scores: pd.DataFrame, experiment: str) -> pd.DataFrame:
     rows, order = [], list(ARMS)
     for row in scores[scores["experiment"] == experiment].to_dict("records"):
         arm, name, model = row["arm"], row["name"], row["model"]
-        label = f"{MODELS[model]} ({ARMS.get(arm, arm)})"
+        label = f"{MODELS[model]} ({ARMS.get(arm, arm)})" if (arm, model) != ("dcgan", "flow") else ARMS[arm]
         if model == "data" and name in BASELINES:
             name, label = BASELINES[name]
+        if name.endswith("_all_layers"):
+            name, label = name.removesuffix("_all_layers"), f"{label}, all layers"
         if row["measure"] == "bits_per_dim" and model == "ebm":
             label += ", learned c, unverified"
         place = (order.index(arm) if arm in order else len(order), model != "data", model != "flow", row["seed"])
@@ -341,15 +347,20 @@ def modes_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.Da
 
 
 def probe_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:
-    """Accuracy of the linear classifier (Figure 4) of each arm, by Labels or by Labels and Seed."""
-    chosen = shown(scores, experiment).query("measure == 'probe' and name == 'accuracy'")
+    """Accuracy of each arm's classifier (Figure 4), by Labels or by Labels and Seed."""
+    chosen = shown(scores, experiment).query("Measure == 'accuracy'")
     return spread(chosen.astype({"Labels": int}).sort_values(rows, kind="stable"), rows, "Model")
+
+
+def rank_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:
+    """Effective rank of the features that are classified, by Model or by Model and Seed."""
+    return spread(shown(scores, experiment).query("Measure == 'effective rank'"), rows, "Measure")
 
 
 def trade_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:
     """Glow after joint training minus before, by Arm or by Arm and Seed: Fréchet distance, and its cost in bits/dim."""
     flows, changes = scores[(scores["experiment"] == experiment) & (scores["model"] == "flow")], []
-    for place, arm in enumerate(list(ARMS)[1:]):  # all but mle
+    for place, arm in enumerate(arm for arm in ARMS if arm not in ("mle", "dcgan")):
         for name in ("frechet_inception_distance", "frechet_distance", "bits_per_dim"):
             change = paired(*(by_seed(flows, arm=side, name=name) for side in (arm, "mle")))
             changes += [[place, ARMS[arm], seed, HEADINGS[name], value] for seed, value in change.items()]

@@ -28,10 +28,12 @@ TINY = {
             "pretrain": {"steps": 40, "validate_every": 20},
             "joint": {"ebm_updates": 12, "warm_start": 10, "log_every": 6},
             "arms": {"residual": {"head_start": 4}},
+            "dcgan": {"widths": [4, 8], "orig": {"updates": 20}},
             "classifier": {"epochs": 1, "width": 4, "features": 8},
             "sample": {"count": 200},
             "log_z": {"samples": 300, "chains": 4, "temperatures": 4, "leapfrog": 2},
             "probe": {"labels": [50], "draws": 2, "inverse_l2": [0.01]},
+            "supervised": {"updates": 4, "epochs": 1, "validations": 2, "lr": [0.001], "weight_decay": [0.01]},
         },
     },
 }
@@ -85,7 +87,8 @@ DENSITIES = {
 def test_switching_engines_reruns_only_what_changed(project: Path) -> None:
     # 1: a clean run by Snakemake makes everything; DVC then has nothing to do
     first = run(project, SNAKEMAKE)
-    assert {"ring/data.run.jsonl", "digits/seed-0/residual/joint.run.jsonl", *DENSITIES} <= first
+    baselines = {f"digits/seed-0/{arm}.run.jsonl" for arm in ("dcgan/dcgan", "dcgan/fid", "supervised/supervised")}
+    assert {"ring/data.run.jsonl", "digits/seed-0/residual/joint.run.jsonl", *DENSITIES, *baselines} <= first
     assert (project / "build/report/quick/index.html").stat().st_size > 10_000
     assert run(project, DVC) == set()
     assert run(project, SNAKEMAKE) == set()

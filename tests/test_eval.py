@@ -8,9 +8,11 @@ import torch
 
 from eval.bits_per_dim import simple_codes
 from eval.density import Cells, divergence, integral, jensen_shannon, measure
-from eval.probe import accuracy, subset
+from eval.labelled import draws, middle, subset
+from eval.probe import accuracy, effective_rank, extract, open_maps
 from fce.data.data import Images, Points
 from fce.data.toy import grid
+from fce.stage import Job
 
 RING = {"source": "ring", "modes": 8, "radius": 2.0, "std": 0.3, "validation": 10, "test": 500}
 
@@ -116,6 +118,40 @@ def test_labelled_subsets_are_balanced_nested_and_drawn_by_seed() -> None:
     assert (np.bincount(labels[small]) == 5).all()
     assert len(set(large)) == 120
     assert set(subset(labels, 50, seed=2)) != set(small)
+
+
+def test_draws_are_subsets_and_at_last_all_labels_once() -> None:
+    labels = np.repeat(np.arange(10), 12)
+    found = list(draws(labels, {"labels": [50, 100, 120, 500], "draws": 3}))
+    assert [(count, len(chosen)) for count, chosen in found] == [(50, 3), (100, 3), (120, 1)]
+    assert all((index == subset(labels, count, seed)).all() for count, chosen in found[:2]
+               for seed, index in enumerate(chosen))
+    assert sorted(found[2][1][0]) == list(range(120))
+
+
+def test_effective_rank_counts_directions() -> None:
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(40, 40)))[0].astype(np.float32)
+    sides = np.repeat(np.vstack([np.eye(7), -np.eye(7)]), 3, axis=0).astype(np.float32)  # seven directions alike
+    assert effective_rank(sides @ basis[:7] + 100) == pytest.approx(7, rel=1e-3)
+    sides[:, 0] *= 1e4
+    assert effective_rank(sides @ basis[:7]) == pytest.approx(1, rel=1e-3)
+
+
+def test_features_are_the_top_layer_or_all_layers_pooled(tmp_path) -> None:
+    images = np.random.default_rng(0).integers(0, 17, (5, 32, 32, 1)).astype(np.uint8)
+    data = image_data(tmp_path, images, images, levels=17)
+    energy = {"layers": "conv", "widths": [2, 3, 4], "slope": 0.2}
+    job = Job("probe", {"energy": energy}, tmp_path / "probe.json", {}, seed=3, device="cpu", tags={}, command="")
+    maps = open_maps(job, data)
+    with torch.no_grad():
+        first, second, third = maps(middle(data.images["test"], 17))
+    top, every = (extract(maps, data, "test", layers) for layers in ("", "_all_layers"))
+    assert (top == third.flatten(1).numpy()).all() and top.shape == (5, 4 * 4 * 4)
+    assert every.shape == (5, (2 + 3 + 4) * 4 * 4) and (every[:, -64:] == top).all()
+    assert every[0, 0] == first[0, 0, :4, :4].max() and every[0, 32] == second[0, 0, :2, :2].max()
+    job.seed = 4  # another random EBM
+    assert not (extract(open_maps(job, data), data, "test", "") == top).all()
 
 
 def test_the_probe_separates_what_is_separable_and_guesses_what_is_not() -> None:

@@ -54,6 +54,26 @@ def test_v_is_at_most_minus_two_log_two_plus_two_jensen_shannon_and_reaches_it_a
         assert value((log_p + wrong)[data], log_q[data], (log_p + wrong)[gen], log_q[gen]) < best
 
 
+@pytest.mark.parametrize("ratio", [1, 3, 20])
+def test_v_with_more_negatives_is_its_formula_written_out(ratio):
+    log_p, log_q = 3 * torch.randn(2, 40, dtype=torch.float64)
+    p, q = log_p.exp(), log_q.exp()
+    real = (p[:10] / (p[:10] + ratio * q[:10])).log().mean()
+    fake = (ratio * q[10:] / (p[10:] + ratio * q[10:])).log().mean()
+    v = value(log_p[:10], log_q[:10], log_p[10:], log_q[10:], ratio)
+    assert v.item() == pytest.approx((real + ratio * fake).item(), rel=1e-12)
+    even = value(log_p, log_p, log_q, log_q, ratio).item()  # p = q: the posterior is the prior
+    assert even == pytest.approx(-math.log(1 + ratio) + ratio * math.log(ratio / (1 + ratio)), rel=1e-12)
+
+
+@pytest.mark.parametrize("r", [1e4, -1e4])
+def test_v_with_more_negatives_is_finite_where_saturated(r):
+    log_p, zero = torch.tensor([r], requires_grad=True), torch.tensor([0.0])
+    v = value(log_p, zero, log_p, zero, 5.0)
+    assert v.item() == pytest.approx(-1e4 - math.log(5) if r < 0 else -5e4 + 5 * math.log(5), rel=1e-6)
+    assert torch.autograd.grad(v, log_p)[0].item() == (1.0 if r < 0 else -5.0)
+
+
 @pytest.mark.parametrize(
     ("r", "real", "share"),
     [
@@ -69,8 +89,11 @@ def test_accuracy_counts_a_tie_as_one_half(r, real, share):
     assert accuracy(torch.tensor(r), real).item() == share
 
 
-@pytest.mark.parametrize(("shift", "sizes"), [(0.0, (300, 300)), (12_000.0, (300, 700)), (-9_000.0, (1, 50))])
-def test_calibrate_is_where_v_is_stationary_in_c(shift, sizes):
+@pytest.mark.parametrize(
+    ("shift", "sizes", "ratio"),
+    [(0.0, (300, 300), 1), (12_000.0, (300, 700), 1), (-9_000.0, (1, 50), 1), (500.0, (300, 900), 3)],
+)
+def test_calibrate_is_where_v_is_stationary_in_c(shift, sizes, ratio):
     w_data, w_gen = (
         shift + mean + 5 * torch.randn(n, dtype=torch.float64) for n, mean in zip(sizes, (4, -4), strict=True)
     )
@@ -78,12 +101,12 @@ def test_calibrate_is_where_v_is_stationary_in_c(shift, sizes):
     def slope(c):
         c = torch.tensor(c, dtype=torch.float64, requires_grad=True)
         zero = torch.zeros((), dtype=torch.float64)
-        return torch.autograd.grad(value(w_data - c, zero, w_gen - c, zero), c)[0].item()
+        return torch.autograd.grad(value(w_data - c, zero, w_gen - c, zero, ratio), c)[0].item()
 
-    c = calibrate(w_data, w_gen)
+    c = calibrate(w_data, w_gen, ratio)
     assert c == pytest.approx(brentq(slope, shift - 60, shift + 60, xtol=1e-10), abs=1e-8)
     assert abs(slope(c)) < 1e-10
-    assert calibrate(w_data + 100, w_gen + 100) == pytest.approx(c + 100, abs=1e-8)
+    assert calibrate(w_data + 100, w_gen + 100, ratio) == pytest.approx(c + 100, abs=1e-8)
 
 
 def gaussian_ratios(dims, n):

@@ -109,6 +109,10 @@ def test_every_stage_and_arm_has_a_slice_with_its_own_sections(tmp_path):
     slices = {name: json.loads(path.read_text()) for name, path in written(tmp_path / "build").items()}
     assert set(slices["quick/digits/params/joint/residual.json"]) == {"flow", "energy", "joint", "data"}
     assert set(slices["full/svhn/params/pretrain.json"]) == {"flow", "pretrain", "data"}
+    assert set(slices["quick/digits/params/supervised.json"]) == {"supervised", "probe", "energy"}
+    svhn, cifar = (slices[f"full/{name}/params/dcgan.json"]["dcgan"] for name in ("svhn", "cifar10"))
+    assert (svhn["orig"]["updates"], cifar["orig"]["updates"]) == (185_000, 100_000)  # TTUR, Table 1
+    assert "full/ring/params/dcgan.json" not in slices
     assert set(slices["full/ring/params/density.json"]) == {"density", "data"}
     assert "full/ring/params/fid.json" not in slices and "full/svhn/params/density.json" not in slices
     assert slices["full/cifar10/params/pretrain.json"]["flow"]["steps"] == 32
@@ -132,6 +136,16 @@ def test_slices_are_rewritten_only_when_they_change(tmp_path):
     load_changed(tmp_path, "    arms: *controls\n", "    arms: {residual: {ebm_lr: 2.0e-4}}\n").write_slices(build)
     assert rewritten() == {"full/svhn/params/pretrain.json", "full/svhn/params/joint/residual.json"}
     assert json.loads(files["full/svhn/params/joint/residual.json"].read_text())["joint"]["ebm_lr"] == 2e-4
+
+
+def test_every_measure_knows_its_arms():
+    params = load(ROOT / "params.yaml")
+    measured = params.measured("full", "svhn")
+    assert measured["fid"] == ("mle", "joint", "residual", "dcgan")
+    assert measured["bits_per_dim"] == ("mle", "joint", "residual")  # a DCGAN has no density
+    assert measured["probe"] == ("random-init", "joint", "residual", "dcgan")
+    assert measured["supervised"] == ("supervised",)
+    assert params.measured("full", "moons") == {"density": ("mle", "joint", "joint-from-random")}
 
 
 def test_a_profiles_override_moves_no_other_profile(tmp_path):

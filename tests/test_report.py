@@ -180,6 +180,35 @@ def test_floors_stand_in_the_column_of_their_measure():
     assert table.loc["two halves of the training images", "FID"] == "1.000"
 
 
+def test_few_labels_are_those_up_to_the_claims_limit(tmp_path):
+    """Our features win at 100 labels and lose at 5,000: few are up to 1,000."""
+    for labels, ours in ((100, 0.6), (5000, 0.1)):
+        for arm, measure, model, value in (("joint", "probe", "features", ours),
+                                           ("supervised", "supervised", "network", 0.5)):
+            place, seeds = tmp_path / str(labels), {0: value, 1: value + 0.01, 2: value - 0.01}
+            put(place, "full", "svhn", arm, measure, seeds, name="accuracy", model=model, labels=labels)
+    scores = pd.concat([scores_of(tmp_path / "100"), scores_of(tmp_path / "5000")])
+    claim = next(claim for claim in PAPER["claims"] if "supervised" in claim["claim"])
+    row = tables.claims_table(scores, [claim], why).iloc[0]
+    assert row[["Difference", "Verdict"]].tolist() == ["0.1000 ± 0", "reproduced"]
+    table = tables.probe_table(scores, "svhn", ["Labels"])
+    assert list(table) == ["Labels", "features (ours)", "network (supervised)", "Seeds"]
+
+
+def test_baselines_have_names_of_their_own(tmp_path):
+    fids(tmp_path)
+    put(tmp_path, "full", "svhn", "dcgan", "fid", {0: 20.0, 1: 22.0}, name="frechet_inception_distance", model="flow")
+    scores = scores_of(tmp_path)
+    assert list(tables.results(scores, "svhn", ["Model"])["Model"]) == ["Glow (MLE)", "Glow (ours)", "DCGAN"]
+    assert list(tables.trade_table(scores, "svhn", ["Arm"])["Arm"]) == ["ours"]  # a DCGAN is no trained Glow
+    for name, value in (("effective_rank", 3.0), ("effective_rank_all_layers", 5.0)):
+        put(tmp_path / name, "full", "svhn", "joint", "probe", {0: value, 1: value}, name=name, model="features")
+    ranks = pd.concat(scores_of(tmp_path / name) for name in ("effective_rank", "effective_rank_all_layers"))
+    table = tables.rank_table(ranks, "svhn", ["Model"]).set_index("Model")
+    assert list(table.index) == ["features (ours)", "features (ours), all layers"]
+    assert list(table["effective rank"]) == ["3.000 ± 0", "5.000 ± 0"]
+
+
 def test_quick_numbers_are_refused_by_the_papers_tables(tmp_path):
     fids(tmp_path, "quick")
     scores = scores_of(tmp_path, "quick")
@@ -233,6 +262,9 @@ def test_missing_numbers_say_why_from_the_furthest_upstream_log(tmp_path):
     assert origins.why_missing(failed, "svhn", "residual", "probe") == "not run: joint failed: diverged"
     assert origins.why_missing(failed, "svhn", "joint", "fid") == "not run: weights failed: no Inception"
     assert origins.why_missing(failed, "svhn", "joint", "bits_per_dim") == "not run yet"
+    later = [failure for failure in failed if failure["stage"] == "pretrain"]
+    assert origins.why_missing(later, "cifar10", "joint", "fid") == "not run: pretrain failed: later"
+    assert origins.why_missing(later, "cifar10", "dcgan", "fid") == "not run yet"  # a DCGAN needs no flow
     html = page(tmp_path, "full")
     assert "data failed: no &lt;b&gt;archive&lt;/b&gt;" in html and "no <b>" not in html
     assert "41.7 ± 1.6" in html
@@ -296,17 +328,21 @@ def test_figures_are_drawn_from_what_the_stages_write(tmp_path):
 
 
 def test_every_judged_entry_names_a_score_that_can_exist():
-    full = params.load(build.HERE.parent / "params.yaml").profiles["full"]
+    settings = params.load(build.HERE.parent / "params.yaml")
+    full = settings.profiles["full"]
     entries = [
         {**table, **cell, "experiments": [cell["experiment"]], "first": cell}
         for table in PAPER["values"]
         for cell in table["cells"]
     ] + PAPER["claims"]
-    arms = {"mle", "random-init", *params.ARMS["toy"], *params.ARMS["images"]}
     for entry in entries:
         assert entry["reason"] and entry["protocol"] and entry["where"]
-        assert set(entry["experiments"]) <= {*full.toy, *full.images}
-        assert "not_run" in entry or {entry["first"]["arm"], entry.get("second", entry["first"])["arm"]} <= arms
+        for experiment in entry["experiments"]:
+            measured = settings.measured("full", experiment)
+            assert experiment in {*full.toy, *full.images}
+            for side in (entry["first"], entry.get("second", entry["first"])):
+                measure = side.get("measure", entry["measure"])
+                assert measure == "joint" or side["arm"] in measured[measure]
     printed = [cell["paper"] for table in PAPER["values"] for cell in table["cells"]]
     assert printed == [21.40, 41.70, 20.19, 37.70, 45.99, 37.30, 2.17, 2.25, 2.15, 3.35, 3.45, 3.27]
 

@@ -159,6 +159,22 @@ def test_the_flow_descends_v_and_by_its_weight_the_negative_log_likelihood(ring)
     assert max(gradient.abs().max() for gradient in likelihood) > 0.1
 
 
+def test_the_game_draws_noise_ratio_samples_for_each_point_and_classes_tie_there(ring):
+    content = json.loads((ring / "params/joint/joint-from-random.json").read_text())
+    content["joint"]["noise_ratio"] = 3
+    game = Game([Job("joint", content, ring / "0.pt", {"data": ring / "data.npz"}, 0, "cpu", {}, "")])
+    game.start()
+    game.stock.clear()
+    x, log_q, x_gen, log_q_gen = game.draw()
+    assert (x.shape, log_q.shape, x_gen.shape, log_q_gen.shape) == ((1, 50, 2), (1, 50), (1, 150, 2), (1, 150))
+    assert not torch.equal(x_gen[:, :50], x_gen[:, 50:100])
+    game.update_ebm()
+    game.update_flow()
+    even = torch.zeros(1, 50)  # p = q: each point is more likely a sample
+    assert game.note(torch.zeros(1), even, even) == 0.5
+    assert (game.last["accuracy_data"], game.last["accuracy_gen"]) == ([0.0], [1.0])
+
+
 def test_outputs_that_several_runs_would_write_are_refused(ring, capsys):
     code = call(pretrain, ["data"], "--params", ring / "params/pretrain.json", "--data", ring / "data.npz",
                 "--seed", 0, 1, "--out", ring / "pretrain.pt")

@@ -1,0 +1,27 @@
+"""The labelled images of Figure 4: the same draws, seen in the same way, for every arm."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+def subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Indices of `count` training images: balanced over classes, and nested in `count` for one seed."""
+    random = np.random.default_rng(seed)
+    by_class = [random.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    queue = [indices[i] for i in range(max(map(len, by_class))) for indices in by_class if i < len(indices)]
+    return np.array(queue[:count])
+
+
+def draws(labels: np.ndarray, probe: dict[str, Any]) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """(count, the draws of so many labelled training images) as a `probe:` section asks; at last all of them, once."""
+    for count in [count for count in probe["labels"] if count < len(labels)]:
+        yield count, [subset(labels, count, seed) for seed in range(probe["draws"])]
+    yield len(labels), [np.arange(len(labels))]
+
+
+def middle(x: Tensor, levels: int) -> Tensor:
+    """uint8 images in model coordinates, at the middle of each grey level."""
+    return (x + 0.5) / levels - 0.5

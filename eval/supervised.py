@@ -1,0 +1,111 @@
+"""Measure: accuracy of a net trained end to end on the labelled images alone (Figure 4).
+
+The EBM's network (Table 4) with ten classes. The paper says nothing of its training, and a net without tuning loses
+where labels are few: so learning rate, weight decay and the moment to stop are chosen for each draw of labels, on the
+same validation labels as the linear classifiers' penalty.
+"""
+
+import itertools
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eval.labelled import draws, middle
+from eval.score import mean_score, write_scores
+from fce.data.data import Images, open_data
+from fce.energy import make_energy
+from fce.progress import Progress, log
+from fce.stage import Job, main
+
+
+class Supervised(nn.Module):
+    """Logits [B, 10] of images [B, C, H, W] in model coordinates: the EBM's hidden layers and a linear map."""
+
+    def __init__(self, shape: tuple[int, ...], energy: dict[str, Any]):
+        super().__init__()
+        self.ebm = make_energy(shape, energy)
+        self.ebm.head = nn.Linear(self.ebm.features(torch.zeros(1, *shape)).shape[1], 10)
+        del self.ebm.c
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ebm.head(self.ebm.features(x))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The run and the moment that did best on the validation part, the earliest of equals; and its test accuracy."""
+
+    lr: float
+    weight_decay: float
+    update: int
+    validation: float
+    test: float
+
+
+def run(job: Job) -> None:
+    data = open_data(job.inputs["data"], {"source": "images"}, job.device)
+    assert isinstance(data, Images)
+    probe, scores = job.params["probe"], []
+    progress = Progress(len(probe["labels"]) + 1)
+    for done, (count, indices) in enumerate(draws(data.labels["train"], probe), 1):
+        chosen = [tune(data, index, job.params, job.seed_for(f"{count}/{i}")) for i, index in enumerate(indices)]
+        log.info("%d labels: %s", count, "; ".join(f"lr {c.lr:g}, decay {c.weight_decay:g}, {c.update} updates, "
+                                                   f"validation {c.validation:.4f}" for c in chosen))
+        protocol = (
+            "the EBM's network with ten classes, trained on the labelled images, test part; learning rate, decay and "
+            f"number of updates chosen on {len(data.labels['validation'])} validation labels; mean over draws of labels"
+        )
+        right = torch.tensor([choice.test for choice in chosen], dtype=torch.float64)
+        scores.append(mean_score("accuracy", "network", right, "share", protocol, count))
+        progress(done, labels=count, accuracy=scores[-1].value)
+    write_scores(job, scores)
+
+
+def tune(data: Images, index: np.ndarray, params: dict[str, Any], seed: int) -> Choice:
+    """Train on the training images `index` with every setting; what stands out on the validation part is chosen."""
+    settings, best = params["supervised"], Choice(0.0, 0.0, 0, -1.0, 0.0)
+    for lr, weight_decay in itertools.product(settings["lr"], settings["weight_decay"]):
+        torch.manual_seed(seed)  # every setting from the same start
+        net = Supervised(data.shape, params["energy"]).to(data.device)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+        for update in train(net, optimizer, data, index, settings):
+            held = correct(net, data, "validation")
+            if held > best.validation:
+                best = Choice(lr, weight_decay, update, held, correct(net, data, "test"))
+    return best
+
+
+def train(
+    net: Supervised, optimizer: torch.optim.Optimizer, data: Images, index: np.ndarray, settings: dict[str, Any]
+) -> Iterator[int]:
+    """Yield the number of updates done at each moment where training may end; the learning rate is constant."""
+    at = torch.from_numpy(index).to(data.device)
+    x, y = middle(data.images["train"][at], data.levels), torch.from_numpy(data.labels["train"][index]).to(data.device)
+    batch = min(settings["batch"], len(index))
+    total = max(settings["updates"], settings["epochs"] * len(index) // batch)
+    moments = {total * i // settings["validations"] for i in range(1, settings["validations"] + 1)}
+    for update in range(1, total + 1):
+        drawn = torch.randint(len(index), (batch,), device=data.device)
+        loss = F.cross_entropy(net(x[drawn]), y[drawn])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if update in moments:
+            yield update
+
+
+@torch.no_grad()
+def correct(net: Supervised, data: Images, part: str) -> float:
+    """Share of a part's images that the net classifies correctly."""
+    guesses = torch.cat([net(middle(x, data.levels)).argmax(1).cpu() for x in data.images[part].split(1000)])
+    return (guesses == torch.from_numpy(data.labels[part])).double().mean().item()
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, run, inputs=["data"]))

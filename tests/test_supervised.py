@@ -1,0 +1,86 @@
+"""The supervised net: the EBM's network, better than chance in seconds, tuned without a look at the test part."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval.labelled import subset
+from eval.supervised import Supervised, train, tune
+from fce.data.data import Images
+from fce.data.images import load
+from fce.energy import make_energy
+
+ENERGY = {"layers": "conv", "widths": [16, 32], "slope": 0.2}
+SETTINGS = {"batch": 32, "updates": 40, "epochs": 2, "validations": 4, "lr": [1e-6, 3e-3], "weight_decay": [0.01]}
+PARAMS = {"supervised": SETTINGS, "energy": ENERGY}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("digits") / "data.npz"
+    np.savez(path, **load({"source": "digits", "validation": 140, "test": 400, "split_seed": 0}))
+    return path
+
+
+@pytest.mark.parametrize("side", [8, 16, 32])
+def test_the_net_is_the_ebms_with_ten_classes(side: int) -> None:
+    energy = {"layers": "conv", "widths": [64, 128, 256], "slope": 0.2}
+    shape = (3, side, side)
+    net, ebm, x = Supervised(shape, energy), make_energy(shape, energy), torch.randn(4, *shape)
+    assert net(x).shape == (4, 10)
+
+    def hidden(model):
+        return [tuple(parameter.shape) for parameter in model.hidden.parameters()]
+
+    assert hidden(net.ebm) == hidden(ebm)
+    top = ebm.features(x).shape[1]
+    one, ten = top + 1 + 1, 10 * (top + 1)  # f's head and c; the ten classes' head
+    count = sum(parameter.numel() for parameter in ebm.parameters()) - one + ten
+    assert sum(parameter.numel() for parameter in net.parameters()) == count
+    gradients = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_a_hundred_labels_beat_chance_and_the_rate_that_learns_is_chosen(digits: Path) -> None:
+    data = Images(digits, "cpu")
+    choice = tune(data, subset(data.labels["train"], 100, seed=0), PARAMS, seed=0)
+    assert choice.test > 0.6  # chance: 0.1
+    assert choice.lr == 3e-3 and choice.update in (10, 20, 30, 40)
+    assert tune(data, subset(data.labels["train"], 100, seed=0), PARAMS, seed=0) == choice
+
+
+def test_the_test_part_chooses_nothing(digits: Path) -> None:
+    """Shuffled test labels and images leave every choice as it was; a shuffled validation part does not."""
+    data = Images(digits, "cpu")
+    index = subset(data.labels["train"], 50, seed=1)
+    settings = PARAMS | {"supervised": SETTINGS | {"lr": [1e-3, 3e-3], "weight_decay": [0.01, 1.0]}}
+    chosen = tune(data, index, settings, seed=0)
+    shuffled = Images(digits, "cpu")
+    shuffled.labels["test"] = np.random.default_rng(0).permutation(data.labels["test"])
+    blind = tune(shuffled, index, settings, seed=0)
+    keep = ("lr", "weight_decay", "update", "validation")
+    assert [getattr(blind, name) for name in keep] == [getattr(chosen, name) for name in keep]
+    assert blind.test < 0.3 < chosen.test
+    shuffled.labels["validation"] = np.random.default_rng(0).permutation(data.labels["validation"])
+    assert tune(shuffled, index, settings, seed=0).validation < 0.3
+
+
+def test_only_the_labelled_images_are_seen_and_many_labels_get_more_updates(digits: Path) -> None:
+    data = Images(digits, "cpu")
+    index = subset(data.labels["train"], 50, seed=0)
+    others = np.setdiff1d(np.arange(len(data.labels["train"])), index)
+
+    def moments_and_weights(index: np.ndarray) -> tuple[list[int], torch.Tensor]:
+        torch.manual_seed(0)
+        net = Supervised(data.shape, ENERGY)
+        moments = list(train(net, torch.optim.AdamW(net.parameters(), lr=1e-3), data, index, SETTINGS))
+        return moments, torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+
+    moments, before = moments_and_weights(index)
+    data.images["train"][others] = 0
+    data.labels["train"][others] = 0
+    assert torch.equal(moments_and_weights(index)[1], before)
+    assert moments == [10, 20, 30, 40]
+    assert moments_and_weights(np.arange(960))[0] == [15, 30, 45, 60]  # 2 epochs of 30 batches
