@@ -141,7 +141,7 @@ def test_slices_are_rewritten_only_when_they_change(tmp_path):
 def test_every_measure_knows_its_arms():
     params = load(ROOT / "params.yaml")
     measured = params.measured("full", "svhn")
-    assert measured["fid"] == ("mle", "joint", "residual", "mle-continued", "dcgan")  # of those with a flow of their own
+    assert measured["fid"] == ("mle", "joint", "residual", "mle-continued", "dcgan")  # of own flows
     assert measured["log_z"] == params.arms("full", "svhn") and "frozen-flow" in measured["log_z"]
     assert measured["bits_per_dim"] == ("mle", "joint", "residual", "mle-continued")  # a DCGAN has no density
     assert measured["probe"] == ("random-init", *params.arms("full", "svhn"), "dcgan")
