@@ -20,8 +20,8 @@ SHORT = {
     "pretrain": {"steps": 2, "batch": 4, "validate_every": 2},
     "joint": {"ebm_updates": 2, "batch": 2, "warm_start": 1, "head_start": 0, "log_every": 2},
     "dcgan": {"orig": {"discriminator_lr": 1.0e-4, "generator_lr": 1.0e-4, "updates": 2}, "batch": 4},
-    "classifier": {"epochs": 1, "features": 3},  # fewer than images
-    "sample": {"count": 8, "batch": 8},
+    "classifier": {"epochs": 1, "features": 7},  # fewer than the images of a part
+    "sample": {"count": 16, "batch": 8},
     "bits_per_dim": {"draws": 2, "batch": 6},
     "fid": {
         "features": "classifier",
@@ -93,7 +93,7 @@ def test_real_images_go_through_every_stage(name: str, tmp_path: Path) -> None:
         place = run / "seed-0" / arm
         samples = stage("eval.sample", some("sample"), place / "samples.npz", data=data, model=model, seed=0)
         with np.load(samples) as drawn:
-            assert drawn["images"].shape == (8, 32, 32, 3)
+            assert drawn["images"].shape == (16, 32, 32, 3)
         fid = stage(
             "eval.fid", some("fid"), place / "fid.json", data=data, samples=samples, features=classifier, seed=0
         )
