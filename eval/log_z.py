@@ -33,6 +33,7 @@ from fce.progress import Progress, log
 from fce.stage import Job, main
 
 RANKS = tuple(r * 10**d for d in range(1, 8) for r in (1, 3))  # the certificate's order statistics, fixed beforehand
+Energy = Callable[[Tensor], Tensor]  # x [B, ...] -> f [B]
 LogWeight = Callable[[Tensor], Tensor]  # noise eps [B, D] -> w at the flow's sample g(eps), [B]
 
 
@@ -153,20 +154,9 @@ def run(job: Job) -> None:
     assert isinstance(data, Images)
     energy, flow = load_models(job.inputs["model"], job.device)
     generator = torch.Generator().manual_seed(job.seed_for("noise"))
-
-    def noise(n: int) -> Tensor:
-        return torch.randn(n, flow.dims, generator=generator).to(job.device)
-
-    def log_weight(eps: Tensor) -> Tensor:
-        x, log_q = flow.decode(eps)
-        return energy(x) - log_q
-
-    w, outside = draw(energy, flow, noise, settings)
+    w, outside, annealing, chains = explore(energy, flow, settings, generator, job.device)
     for n in [settings["samples"] // 2**k for k in range(8, -1, -1)]:
         job.record.log(n, log_z_importance=importance(w[:n]), log_z_certificate=certificate(w[:n], settings["level"]))
-    annealing = Annealing(log_weight, settings["temperatures"], settings["leapfrog"])
-    annealing.adapt(noise(settings["chains"]), generator)
-    chains = annealing.forward(noise(settings["chains"]), generator)
     bits = measure(energy, data, "test", job.params["bits_per_dim"], job.seed_for("test"))  # as if log Z were 0
     c = energy.c.item()
     kinds = estimates(c, w, chains, settings)
@@ -206,18 +196,35 @@ def log_ratios(energy: EnergyModel, flow: Glow | Gaussian, data: Images, batch: 
     return torch.cat([energy.log_prob(part) - flow.log_prob(part) for part in x.split(batch)]).double().cpu()
 
 
-@torch.no_grad()
-def draw(energy: Callable[[Tensor], Tensor], flow: Sampler, noise: Callable[[int], Tensor],
-         settings: dict[str, Any]) -> tuple[Tensor, float]:
-    """Log-weights [N] of the flow's samples, and the share of these that leave the data's box."""
-    parts, outside = [], 0
-    for size in torch.ones(settings["samples"]).split(settings["batch"]):
-        x, log_q = flow.decode(noise(len(size)))
-        parts.append((energy(x) - log_q).double().cpu())
-        outside += int((x.flatten(1).abs() > 0.5).any(1).sum())
+def explore(
+    energy: Energy, flow: Sampler, settings: dict[str, Any], generator: torch.Generator, device: str
+) -> tuple[Tensor, float, Annealing, Tensor]:
+    """What every estimate of an EBM's log Z is made of.
+
+    Returns:
+        Log-weights [N] of the flow's samples; the share of these that leave the data's box; the annealing, adapted; and
+        the log-weights [chains] that it gives.
+    """
+    def noise(n: int) -> Tensor:
+        return torch.randn(n, flow.dims, generator=generator).to(device)
+
+    def log_weight(eps: Tensor) -> Tensor:
+        x, log_q = flow.decode(eps)
+        return energy(x) - log_q
+
+    parts, outside, left = [], 0, settings["samples"]
+    with torch.no_grad():
+        while left:
+            x, log_q = flow.decode(noise(min(settings["batch"], left)))
+            parts.append((energy(x) - log_q).double().cpu())
+            outside += int((x.flatten(1).abs() > 0.5).any(1).sum())
+            left -= len(x)
     w = torch.cat(parts)
+    annealing = Annealing(log_weight, settings["temperatures"], settings["leapfrog"])
+    annealing.adapt(noise(settings["chains"]), generator)
+    chains = annealing.forward(noise(settings["chains"]), generator)
     # a sample that is no number counts as weight 0: every bound stays one
-    return torch.where(w.isfinite(), w, -math.inf), outside / len(w)
+    return torch.where(w.isfinite(), w, -math.inf), outside / len(w), annealing, chains
 
 
 def estimates(c: float, w: Tensor, chains: Tensor, settings: dict[str, Any]) -> dict[str, tuple[float, int, str]]:

@@ -11,7 +11,7 @@ import sys
 import torch
 from torch import Tensor
 
-from eval.log_z import Annealing, draw, estimates, importance
+from eval.log_z import estimates, explore, importance
 from eval.score import Score, write_scores
 from fce.pretrain import load_flow
 from fce.stage import Job, main
@@ -26,20 +26,10 @@ def run(job: Job) -> None:
     flow, planted = (each.requires_grad_(False) for each in flows)
     generator = torch.Generator().manual_seed(job.seed_for("noise"))
 
-    def noise(n: int) -> Tensor:
-        return torch.randn(n, flow.dims, generator=generator).to(job.device)
-
     def energy(x: Tensor) -> Tensor:
         return planted.log_prob(x) + CONSTANT
 
-    def log_weight(eps: Tensor) -> Tensor:
-        x, log_q = flow.decode(eps)
-        return energy(x) - log_q
-
-    w, _ = draw(energy, flow, noise, settings)
-    annealing = Annealing(log_weight, settings["temperatures"], settings["leapfrog"])
-    annealing.adapt(noise(settings["chains"]), generator)
-    forward = annealing.forward(noise(settings["chains"]), generator)
+    w, _, annealing, forward = explore(energy, flow, settings, generator, job.device)
     with torch.no_grad():
         exact = flow.encode(planted.sample(settings["chains"], generator=generator))[0]
     low, high = importance(forward), -importance(annealing.reverse(exact, generator))

@@ -248,9 +248,7 @@ def make_noise(job: Job, data: Points | Images, generator: torch.Generator) -> G
     settings = job.params["joint"]
     if settings["noise"] == "gaussian":
         noise = Gaussian((2,) if isinstance(data, Points) else data.shape).to(job.device)
-        # a covariance takes several points a dimension: more than the actnorms' batch where x is an image
-        noise.initialize(initial_batch(data, generator) if isinstance(data, Points)
-                         else data.batch(min(MOMENTS, len(data.images["train"])), generator))
+        noise.initialize(initial_batch(data, generator, images=MOMENTS))  # a covariance takes many points a dimension
         return noise
     if settings["start"] == "random":
         return start_flow(data, job.params["flow"], generator, job.device)

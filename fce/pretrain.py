@@ -93,9 +93,9 @@ def start_flow(data: Points | Images, params: dict[str, Any], generator: torch.G
     return flow
 
 
-def initial_batch(data: Points | Images, generator: torch.Generator) -> Tensor:
-    """The data that a flow's statistics are initialised on."""
-    return data.batch(INIT_BATCH if isinstance(data, Points) else min(INIT_BATCH, len(data.images["train"])), generator)
+def initial_batch(data: Points | Images, generator: torch.Generator, images: int = INIT_BATCH) -> Tensor:
+    """The data that a noise model's statistics are initialised on: points, or at most so many images."""
+    return data.batch(INIT_BATCH if isinstance(data, Points) else min(images, len(data.images["train"])), generator)
 
 
 @torch.no_grad()
