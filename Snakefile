@@ -93,7 +93,7 @@ def gpu(wildcards):
 
 def threads(wildcards):
     """On a CPU, one core for small jobs, four for images of the paper's size."""
-    return 4 if is_images(wildcards) and wildcards.profile == "full" and not GPU else 1
+    return 4 if is_images(wildcards) and setting(wildcards, "data", "source") != "digits" and not GPU else 1
 
 
 rule full:

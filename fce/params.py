@@ -17,7 +17,7 @@ from fce.schema import SECTIONS, TOY_SOURCES, Experiment, ImageExperiment, Profi
 
 ARMS = {  # how an EBM can be trained; an experiment names those it runs
     "toy": ("joint", "joint-from-random", "frozen-flow", "gaussian-noise"),
-    "images": ("joint", "residual", "frozen-flow", "gaussian-noise", "mle-continued"),
+    "images": ("joint", "joint-long", "residual", "frozen-flow", "gaussian-noise", "mle-continued"),
 }
 SLICES = {  # what each stage may read
     "data": ("data",),
@@ -93,7 +93,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         seen: set = set()
-        for key_node, _ in node.value:
+        for key_node in (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"):
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise ParamsError(f"{self.name}, line {key_node.start_mark.line + 1}: key '{key}' is given twice")

@@ -22,7 +22,7 @@ VERDICTS = ["reproduced", "near", "undetermined", "not reproduced", "refuted", "
 CONVERGED = 0.2  # mean squared error of log p at which a 2D run counts as converged; paper.yaml says why
 DATA = {"svhn": "SVHN", "cifar10": "CIFAR-10", "digits": "digits (8×8, not the paper's)",
         "ring-tight": "ring, tight modes", "ring-paper": "ring, the paper's literal recipe"}
-ARMS = {"mle": "MLE", "joint": "ours", "joint-from-random": "ours, random start",
+ARMS = {"mle": "MLE", "joint": "ours", "joint-from-random": "ours, random start", "joint-long": "ours, longer",
         "residual": "ours, residual EBM", "frozen-flow": "NCE, frozen Glow",
         "gaussian-noise": "NCE, Gaussian noise", "mle-continued": "MLE continued", "random-init": "random weights",
         "dcgan": "DCGAN", "supervised": "supervised"}
