@@ -7,8 +7,8 @@ same validation labels as the linear classifiers' penalty.
 
 import itertools
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -52,9 +52,17 @@ def run(job: Job) -> None:
     data = open_data(job.inputs["data"], {"source": "images"}, job.device)
     assert isinstance(data, Images)
     probe, scores = job.params["probe"], []
-    progress = Progress(len(probe["labels"]) + 1)
+    progress, keeper = Progress(len(probe["labels"]) + 1), job.keeper("draws")
+    tuned: dict[str, tuple[Any, ...]] = keeper.load().get("tuned", {})  # each draw has a seed of its own
+
+    def state() -> dict[str, Any]:
+        return {"tuned": tuned}
+
     for done, (count, indices) in enumerate(draws(data.labels["train"], probe), 1):
-        chosen = [tune(data, index, job.params, job.seed_for(f"{count}/{i}")) for i, index in enumerate(indices)]
+        for i, index in enumerate(indices):
+            if (draw := f"{count}/{i}") not in tuned:
+                tuned[draw] = astuple(tune(data, index, job.params, job.seed_for(draw), lambda: keeper.tick(state)))
+        chosen = [Choice(*tuned[f"{count}/{i}"]) for i in range(len(indices))]
         log.info("%d labels: %s", count, "; ".join(f"lr {c.lr:g}, decay {c.weight_decay:g}, {c.update} updates, "
                                                    f"validation {c.validation:.4f}" for c in chosen))
         protocol = (
@@ -67,8 +75,13 @@ def run(job: Job) -> None:
     write_scores(job, scores)
 
 
-def tune(data: Images, index: np.ndarray, params: dict[str, Any], seed: int) -> Choice:
-    """Train on the training images `index` with every setting; what stands out on the validation part is chosen."""
+def tune(
+    data: Images, index: np.ndarray, params: dict[str, Any], seed: int, pause: Callable[[], None] = lambda: None
+) -> Choice:
+    """Train on the training images `index` with every setting; what stands out on the validation part is chosen.
+
+    `pause` is called now and then, where the process may be asked to stop.
+    """
     settings, best = params["supervised"], Choice(0.0, 0.0, 0, -1.0, 0.0)
     for lr, weight_decay in itertools.product(settings["lr"], settings["weight_decay"]):
         torch.manual_seed(seed)  # every setting from the same start
@@ -78,6 +91,7 @@ def tune(data: Images, index: np.ndarray, params: dict[str, Any], seed: int) -> 
             held = correct(net, data, "validation")
             if held > best.validation:
                 best = Choice(lr, weight_decay, update, held, correct(net, data, "test"))
+            pause()
     return best
 
 
@@ -108,4 +122,4 @@ def correct(net: Supervised, data: Images, part: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data"]))
+    sys.exit(main(__doc__, run, inputs=["data"], resumes=True))
