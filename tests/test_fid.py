@@ -171,6 +171,8 @@ def test_every_score_says_what_it_is_and_none_is_called_fid(files) -> None:
     assert "1097 floor-quantised samples, against all 600 training images" in distance["protocol"]
     assert "4 disjoint parts of 274" in distance["protocol"]
     assert 0 < distance["standard_error"] < distance["value"]
+    assert [name for name, score in found.items() if score["standard_error"]] == ["frechet_distance"]
+    assert "whose subsets overlap" in found["frechet_distance_infinity"]["protocol"]
     assert found["frechet_distance_floor"]["n"] == 100 and found["frechet_distance_halves"]["n"] == 300
     for name in ("frechet_distance", "frechet_distance_floor", "frechet_distance_halves"):  # all are real digits
         assert 0 < found[name]["value"] < 0.05 * frechet_of_noise(files), name
