@@ -90,9 +90,10 @@ def run(job: Job) -> None:
     refuse_too_few(look.size, settings, len(samples), len(train), fewer)
     found = extract(look, train, settings["batch"], job.device)
     real = Reference(found, moments(found), look, np.random.default_rng(job.seed_for("subsets")), job.device)
-    scores = of_samples(extract(look, samples, settings["batch"], job.device), real, settings, what)
+    drawn, held = (extract(look, images, settings["batch"], job.device) for images in (samples, test))
+    scores = of_samples(drawn, real, settings, "flow", what) + to_test(drawn, held, real, "flow", what)
     if job.tags.get("arm") == "mle":  # once per seed, not once per arm
-        scores += of_test(extract(look, test, settings["batch"], job.device), real, settings) + of_halves(real)
+        scores += of_test(held, real, settings) + of_halves(real)
     write_scores(job, scores)
 
 
@@ -140,9 +141,9 @@ def extract(look: Extractor, images: np.ndarray, batch: int, device: str) -> Ten
     return torch.cat(found)
 
 
-def of_samples(found: Tensor, real: Reference, settings: dict[str, Any], what: str) -> list[Score]:
-    """Every score of the samples' features [N, F]."""
-    distance, *others = compare(found, real, settings, "flow", what)
+def of_samples(found: Tensor, real: Reference, settings: dict[str, Any], model: Model, what: str) -> list[Score]:
+    """Every score of the samples' features [N, F] against the training images."""
+    distance, *others = compare(found, real, settings, model, what)
     # One file of samples serves every measure. What drawing it again would change is seen in its disjoint parts: a
     # distance is a smooth function of means over samples, so its variance falls as 1/N. More files would cost as many
     # times the sampling and the features, and the runs' seeds redraw the file anyway.
@@ -160,6 +161,23 @@ def of_samples(found: Tensor, real: Reference, settings: dict[str, Any], what: s
     }
     known = {"standard_error": error, "protocol": f"{distance.protocol}; {spread}"}
     return [distance.model_copy(update=known), distance.model_copy(update=limit), *others]
+
+
+def to_test(found: Tensor, held: Tensor, real: Reference, model: Model, what: str) -> list[Score]:
+    """The Fréchet distance of the samples' features [N, F] to the test images' [T, F], beside the headline's."""
+    if len(held) <= real.look.size:
+        log.warning("no distance to the %d test images: too few for %d features", len(held), real.look.size)
+        return []
+    return [
+        Score(
+            name=f"{real.look.names.frechet}_test",
+            model=model,
+            value=frechet(found, moments(held)),
+            unit=real.look.names.frechet_unit,
+            n=len(found),
+            protocol=f"{what}, against the {len(held)} test images, {real.look.words}",
+        )
+    ]
 
 
 def of_test(found: Tensor, real: Reference, settings: dict[str, Any]) -> list[Score]:

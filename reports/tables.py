@@ -54,8 +54,10 @@ HEADINGS = {"kl": "KL", "jsd": "JSD", "total_variation": "TV", "smallest_mode_ma
             "log_z_error_ais_reverse": "reverse AIS − truth", "ais_gap": "gap of AIS, nats",
             "ais_gap_bits": "gap of AIS, bits/dim",
             "bits_per_dim_validation": "validation bits/dim", "frechet_inception_distance": "FID",
-            "frechet_inception_distance_infinity": "FID∞", "kernel_inception_distance": "KID",
-            "frechet_distance": "FD", "frechet_distance_infinity": "FD∞", "kernel_distance": "KD",
+            "frechet_inception_distance_infinity": "FID∞", "frechet_inception_distance_test": "FID to test",
+            "kernel_inception_distance": "KID",
+            "frechet_distance": "FD", "frechet_distance_infinity": "FD∞", "frechet_distance_test": "FD to test",
+            "kernel_distance": "KD",
             "precision": "precision", "recall": "recall", "accuracy": "accuracy", "effective_rank": "effective rank"}
 FLOORS = ("frechet_inception_distance", "kernel_inception_distance", "frechet_distance", "kernel_distance", "precision",
           "recall")

@@ -254,13 +254,13 @@ def test_label_counts_are_averaged_and_convergence_is_counted(tmp_path):
 
 def test_floors_stand_in_the_column_of_their_measure():
     names = {
-        "flow": ["kernel_inception_distance", "frechet_inception_distance_infinity", "frechet_inception_distance"],
+        "flow": ["kernel_inception_distance", "frechet_inception_distance_test", "frechet_inception_distance"],
         "data": ["frechet_inception_distance_halves", "frechet_inception_distance_floor", "precision_floor"],
     }
     score = ("full", "svhn", 0, "mle", "fid")
     rows = [(*score, name, model, None, 1.0, None, None) for model in names for name in names[model]]
     table = tables.results(pd.DataFrame(rows, columns=tables.COLUMNS), "svhn", ["Model"]).set_index("Model")
-    assert list(table) == ["FID", "FID∞", "KID", "precision", "Seeds"]
+    assert list(table) == ["FID", "FID to test", "KID", "precision", "Seeds"]
     assert list(table.loc["Glow (MLE)"]) == ["1.000", "1.000", "1.000", "–", "1"]
     assert list(table.loc["real test images (the floor)"]) == ["1.000", "–", "–", "1.000", "1"]
     assert table.loc["two halves of the training images", "FID"] == "1.000"
