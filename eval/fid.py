@@ -91,7 +91,8 @@ def run(job: Job) -> None:
     found = extract(look, train, settings["batch"], job.device)
     real = Reference(found, moments(found), look, np.random.default_rng(job.seed_for("subsets")), job.device)
     drawn, held = (extract(look, images, settings["batch"], job.device) for images in (samples, test))
-    scores = of_samples(drawn, real, settings, "flow", what) + to_test(drawn, held, real, "flow", what)
+    model: Model = "generator" if job.tags.get("arm") == "dcgan" else "flow"
+    scores = of_samples(drawn, real, settings, model, what) + to_test(drawn, held, real, model, what)
     if job.tags.get("arm") == "mle":  # once per seed, not once per arm
         scores += of_test(held, real, settings) + of_halves(real)
     write_scores(job, scores)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fce.stage import Job
 from fce.state import save_json
 
-Model = Literal["flow", "ebm", "data", "features", "network"]
+Model = Literal["flow", "generator", "ebm", "data", "features", "network"]
 
 
 class Score(BaseModel):

@@ -4,7 +4,9 @@ A figure whose inputs are missing is not drawn: its `why` says what is missing, 
 """
 
 import io
+import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -233,14 +235,23 @@ def training(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
     axes[0].set(title="Glow, maximum likelihood", xlabel="step",
                 ylabel="validation, nats" if "mse_ema" in joint else "validation, bits/dim")
     lines(axes[1], joint, "ebm_updates", "value")
-    axes[1].axhline(-2 * math.log(2), color="0.3", linewidth=0.8)
-    axes[1].set(title="value V (grey: -2 log 2)", xlabel="EBM updates", ylabel="")
+    known = levels(folder / experiment / "params" / "joint", joint["arm"])
+    for level in known:
+        axes[1].axhline(level, color="0.3", linewidth=0.8)
+    axes[1].set(title="value V (grey: p = q)" if known else "value V", xlabel="EBM updates", ylabel="")
     lines(axes[2], joint, "ebm_updates", "accuracy_data", linestyle="-", errorbar=None)
     lines(axes[2], joint, "ebm_updates", "accuracy_gen", linestyle=":", errorbar=None)
     axes[2].set(title="accuracy (dotted: samples)", xlabel="EBM updates", ylabel="", ylim=(0, 1))
     legend(canvas, axes[1:2])
     save(canvas, out, name, joint, folder.name)
     return Figure(name, title, "")
+
+
+def levels(folder: Path, arms: Iterable[str]) -> set[float]:
+    """V (eq. 4) where p = q, -2 log 2 with as many samples as points, by the slices of these arms' parameters."""
+    slices = [path for arm in set(arms) if (path := folder / f"{arm}.json").exists()]
+    ratios = {json.loads(path.read_text())["joint"]["noise_ratio"] for path in slices}
+    return {ratio * math.log(ratio) - (1 + ratio) * math.log(1 + ratio) for ratio in ratios}
 
 
 def legend(canvas: Canvas, axes: np.ndarray) -> None:

@@ -35,7 +35,8 @@ ARMS = {"mle": "MLE", "joint": "ours", "joint-from-random": "ours, random start"
         "residual": "ours, residual EBM", "frozen-flow": "NCE, frozen Glow",
         "gaussian-noise": "NCE, Gaussian noise", "mle-continued": "MLE continued", "random-init": "random weights",
         "dcgan": "DCGAN", "supervised": "supervised"}
-MODELS = {"flow": "Glow", "ebm": "EBM", "features": "features", "network": "network", "data": "data"}
+MODELS = {"flow": "Glow", "generator": "generator", "ebm": "EBM", "features": "features", "network": "network",
+          "data": "data"}
 HEADINGS = {"kl": "KL", "jsd": "JSD", "total_variation": "TV", "smallest_mode_mass": "smallest mode",
             "mass_outside": "mass outside", "mse_log_density": "MSE, learned c",
             "mse_log_density_normalised": "MSE, exact Z", "log_z_error": "log Z error",
@@ -216,7 +217,7 @@ def shown(scores: pd.DataFrame, experiment: str) -> pd.DataFrame:
     rows, order = [], list(ARMS)
     for row in scores[scores["experiment"] == experiment].to_dict("records"):
         arm, name, model = row["arm"], row["name"], row["model"]
-        label = f"{MODELS[model]} ({ARMS.get(arm, arm)})" if (arm, model) != ("dcgan", "flow") else ARMS[arm]
+        label = f"{MODELS[model]} ({ARMS.get(arm, arm)})"
         if model == "data" and name in BASELINES:
             name, label = BASELINES[name]
         if name.endswith("_all_layers"):
@@ -295,7 +296,7 @@ def rank_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.Dat
 def trade_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:
     """Glow after joint training minus before, by Arm or by Arm and Seed: Fréchet distance, and its cost in bits/dim."""
     flows, changes = scores[(scores["experiment"] == experiment) & (scores["model"] == "flow")], []
-    for place, arm in enumerate(arm for arm in ARMS if arm not in ("mle", "dcgan")):
+    for place, arm in enumerate(arm for arm in ARMS if arm != "mle"):
         for name in ("frechet_inception_distance", "frechet_distance", "bits_per_dim"):
             change = by_seed(flows, arm=arm, name=name) - by_seed(flows, arm="mle", name=name)
             changes += [[place, ARMS[arm], seed, seed, HEADINGS[name], value, error, None]

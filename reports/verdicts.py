@@ -122,7 +122,12 @@ def refuse_quick(profiles: Iterable[str]) -> None:
 
 
 def number(x: float, half: float = math.nan) -> str:
-    """x ± half with two significant digits of half; without a half-width, x with four."""
+    """x ± half with two significant digits of half; without a half-width, x with four. Huge ones by a power of ten."""
+    size = max(abs(x), half if math.isfinite(half) else 0.0)
+    if math.isfinite(x) and size >= 1e5 and x % 1:  # counts are whole numbers, and shown in full
+        power = math.floor(math.log10(size))
+        text = number(x / 10**power, half / 10**power)
+        return f"({text})×10^{power}" if math.isfinite(half) else f"{text}×10^{power}"
     if math.isfinite(half) and half > 1e-9 * abs(x):  # less is the rounding of equal numbers
         decimals = max(0, 1 - math.floor(math.log10(half)))
         text = f"{x:.{decimals}f} ± {half:.{decimals}f}"

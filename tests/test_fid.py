@@ -186,6 +186,9 @@ def test_the_secondary_distance_is_to_the_test_images(files) -> None:
     drawn, test = (extract(look, images, 64, "cpu").numpy() for images in (real_digits()[700:], real_digits()[600:700]))
     s, t = np.cov(drawn.T), np.cov(test.T)
     expected = ((drawn.mean(0) - test.mean(0)) ** 2).sum() + np.trace(s + t - 2 * sqrtm(s @ t).real)
+    assert {score["model"] for score in scores(files, "joint").values()} == {"flow"}
+    assert measured(files, "dcgan") == 0
+    assert {score["model"] for score in scores(files, "dcgan").values()} == {"generator"}
     score = scores(files, "joint")["frechet_distance_test"]
     assert score["value"] == pytest.approx(expected, rel=1e-6)
     assert "against the 100 test images" in score["protocol"]

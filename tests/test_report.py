@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from eval.score import Score, ScoreFile
-from fce import params
+from fce import objective, params
 from fce.stage import UserError
 from reports import build, figures, origins, tables, verdicts
 from reports.verdicts import Values
@@ -177,6 +178,30 @@ def test_differences_are_paired_and_keep_a_diverged_seed():
     assert math.isnan(difference.means[1])
 
 
+@pytest.mark.parametrize(
+    ("x", "half", "text"),
+    [
+        (41.73, 1.62, "41.7 ± 1.6"),
+        (-197.4, 409.0, "−197 ± 409"),
+        (2_345_678.9, math.nan, "2.346×10^6"),
+        (2_345_678.9, 123_456.7, "(2.35 ± 0.12)×10^6"),
+        (-1_234.5, 987_654.3, "(−0.0 ± 9.9)×10^5"),
+        (174_336.0, 0.0, "174336 ± 0"),  # a count
+        (math.inf, math.nan, "inf"),
+    ],
+)
+def test_numbers_are_readable(x, half, text):
+    assert verdicts.number(x, half) == text
+
+
+@pytest.mark.parametrize("ratio", [1, 4])
+def test_the_grey_line_is_the_value_at_p_equal_q(tmp_path, ratio):
+    zero = torch.zeros(1)
+    (tmp_path / "joint.json").write_text(json.dumps({"joint": {"noise_ratio": ratio}}))
+    found = figures.levels(tmp_path, ["joint", "joint", "without-a-slice"])
+    assert list(found) == pytest.approx([objective.value(zero, zero, zero, zero, ratio).item()])
+
+
 def test_paper_tables_show_paper_ours_and_verdict(tmp_path):
     fids(tmp_path)
     table = tables.printed_table(scores_of(tmp_path), TABLE1, why).set_index(["Data", "Model"])
@@ -283,10 +308,16 @@ def test_few_labels_are_those_up_to_the_claims_limit(tmp_path):
 
 def test_baselines_have_names_of_their_own(tmp_path):
     fids(tmp_path)
-    put(tmp_path, "full", "svhn", "dcgan", "fid", {0: 20.0, 1: 22.0}, name="frechet_inception_distance", model="flow")
+    put(tmp_path, "full", "svhn", "dcgan", "fid", {0: 21.0, 1: 21.1},
+        name="frechet_inception_distance", model="generator")
     scores = scores_of(tmp_path)
-    assert list(tables.results(scores, "svhn", ["Model"])["Model"]) == ["Glow (MLE)", "Glow (ours)", "DCGAN"]
+    models = ["Glow (MLE)", "Glow (ours)", "generator (DCGAN)"]
+    assert tables.results(scores, "svhn", ["Model"])["Model"].tolist() == models
     assert list(tables.trade_table(scores, "svhn", ["Arm"])["Arm"]) == ["ours"]  # a DCGAN is no trained Glow
+    claims = tables.claims_table(scores, PAPER["claims"], why).set_index(["Claim", "Data"])
+    assert claims.loc[("Glow (ours) outperforms DCGAN", "SVHN"), "Verdict"] == "reproduced"
+    printed = tables.printed_table(scores, TABLE1, why).set_index(["Data", "Model"])
+    assert printed.loc[("SVHN", "DCGAN"), "Verdict"] == "reproduced"
     for name, value in (("effective_rank", 3.0), ("effective_rank_all_layers", 5.0)):
         put(tmp_path / name, "full", "svhn", "joint", "probe", {0: value, 1: value}, name=name, model="features")
     ranks = pd.concat(scores_of(tmp_path / name) for name in ("effective_rank", "effective_rank_all_layers"))
