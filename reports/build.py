@@ -114,7 +114,8 @@ def judged(scores: pd.DataFrame, folder: Path, paper: dict[str, Any],
     interval = "Mean ± half-width of the 95 % t-interval over seeds; each seed leads to its provenance."
     judgements = tables.claims_table(scores, paper["claims"], brief)
     claims = Table("claims", "The paper's claims", judgements,
-                   f"Differences are paired, seed by seed. {interval}{alone(judgements, paper['notes'])}")
+                   "Differences are paired, seed by seed; accuracies draw by draw of labels too, which their intervals "
+                   f"contain. {interval}{alone(judgements, paper['notes'])}")
     printed = [table(entry, tables.printed_table(scores, entry, brief),
                      f"{interval} Tolerance ±\u00a0{entry['tolerance']}.") for entry in paper["values"]]
     return claims, printed, [table(entry, tables.architecture_table(folder, entry)) for entry in paper["architectures"]]
