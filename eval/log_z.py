@@ -24,7 +24,7 @@ from scipy.stats import beta, genpareto
 from torch import Tensor
 
 from eval.bits_per_dim import measure
-from eval.score import Score, mean_score, write_scores
+from eval.score import Score, mean_score, standard_error, write_scores
 from fce.data.data import Images, open_data
 from fce.energy import EnergyModel
 from fce.flow.glow import Gaussian, Glow, Sampler
@@ -183,11 +183,12 @@ def run(job: Job) -> None:
                    Score(name=f"bits_per_dim_{kind}", model="ebm", value=implied, unit="bits/dim", n=bits.shape[1],
                          protocol=f"test part, {len(bits)} dequantisation draws; log Z: {protocol}")]
     r_data = log_ratios(energy, flow, data, job.params["bits_per_dim"]["batch"], job.seed_for("contrast"))
-    right = torch.cat([(r_data > 0).double() / len(r_data), (w < c).double() / len(w)]).sum().item() / 2
+    real, fake = (r_data > 0).double(), (w < c).double()
     scores += [
-        mean_score("told_apart_data", "ebm", (r_data > 0).double(), "share", "test images with p > q"),
-        mean_score("told_apart_gen", "ebm", (w < c).double(), "share", "samples of the flow with p < q"),
-        Score(name="told_apart", model="ebm", value=right, unit="share", n=len(r_data) + len(w),
+        mean_score("told_apart_data", "ebm", real, "share", "test images with p > q"),
+        mean_score("told_apart_gen", "ebm", fake, "share", "samples of the flow with p < q"),
+        Score(name="told_apart", model="ebm", value=(real.mean() + fake.mean()).item() / 2, unit="share",
+              n=len(real) + len(fake), standard_error=standard_error(real, fake),
               protocol="accuracy of the posterior p/(p + q): mean of test images and samples of the flow"),
     ]
     facts = {
