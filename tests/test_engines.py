@@ -1,49 +1,25 @@
 """Snakemake and DVC drive one DAG: switching between them retrains nothing and leaves nothing stale."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-import yaml
-from tiny import TINY
+from tiny import edit, environment, make_project
 
-ROOT = Path(__file__).resolve().parent.parent
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout of its own, with a quick profile of seconds."""
-    folder = tmp_path_factory.mktemp("project")
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    edit(folder, lambda params: params.update(quick=TINY))
-    for command in ("git init -q", "git add -A", "git -c user.name=a -c user.email=a@b commit -qm tiny"):
-        subprocess.run(command.split(), cwd=folder, check=True)
-    return folder
-
-
-def edit(folder: Path, change) -> None:
-    path = folder / "params.yaml"
-    params = yaml.safe_load(path.read_text())
-    change(params)
-    path.write_text(yaml.safe_dump(params, sort_keys=False))
+    return make_project(tmp_path_factory.mktemp("project"))
 
 
 def run(folder: Path, command: str) -> set[str]:
     """Run an engine; returns the stages that really ran, as paths of the records they wrote."""
     started = time.time()
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",  # nobody listens there: a broken mirror costs nothing
-    }
-    done = subprocess.run(command.split(), cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command.split(), cwd=folder, env=environment(), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     records = (folder / "build").rglob("*.run.jsonl")
     return {str(r.relative_to(folder / "build/quick")) for r in records if r.stat().st_mtime > started}

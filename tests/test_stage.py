@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fce import joint, track
+from fce import joint
 from fce.data import data
 from fce.optim import Average
 from fce.params import load
@@ -122,27 +122,3 @@ def test_an_average_forgets_its_start_and_is_undone_after_use() -> None:
     with average.applied():
         assert module.weight.item() == pytest.approx(1, abs=1e-6)
     assert module.weight.item() == 5
-
-
-def test_mlflow_mirrors_a_record_once_and_a_broken_server_costs_nothing(tmp_path, monkeypatch) -> None:
-    from mlflow import MlflowClient
-
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
-    path = tmp_path / "joint.run.jsonl"
-    with track.Run(path, "ring/joint/seed-0", {"profile": "quick"}, {"joint": {"lr": 0.1}}, {"commit": "abc"}) as run:
-        run.log(1, V=-1.5)
-        run.log(2, V=-1.4)
-    assert not track.send(path)
-    assert track.unsent(path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert track.send(path) and track.send(path)
-    assert not track.unsent(path)
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("fce-quick")
-    (sent,) = client.search_runs([experiment.experiment_id])
-    assert sent.info.status == "FINISHED"
-    assert sent.data.params == {"joint.lr": "0.1"}
-    assert sent.data.tags["provenance.commit"] == "abc"
-    assert [m.value for m in client.get_metric_history(sent.info.run_id, "V")] == [-1.5, -1.4]

@@ -1,5 +1,10 @@
-"""A quick profile of seconds, and a build folder of it."""
+"""A quick profile of seconds: its build folder, and a checkout of its own for the engines."""
 
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +47,32 @@ def write_slices(folder: Path, changes: dict[str, Any]) -> Path:
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     load(folder / "params.yaml").write_slices(folder / "build")
     return folder / "build/quick"
+
+
+def make_project(folder: Path) -> Path:
+    """A checkout of its own, with TINY as its quick profile."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    edit(folder, lambda params: params.update(quick=TINY))
+    for command in ("git init -q", "git add -A", "git -c user.name=a -c user.email=a@b commit -qm tiny"):
+        subprocess.run(command.split(), cwd=folder, check=True)
+    return folder
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the params.yaml of a project."""
+    path = folder / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    change(params)
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def environment(**more: str) -> dict[str, str]:
+    """What the engines run in: this Python, and no MLflow server, since a broken mirror costs nothing."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"} | more

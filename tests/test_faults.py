@@ -1,0 +1,226 @@
+"""What breaks costs minutes, never a result: full disks, dead servers, kills of either engine, memory, divergence."""
+
+import os
+import resource
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from tiny import edit, environment, make_project, write_slices
+
+from fce import pretrain, stage, track
+from fce.data import data
+from fce.state import load
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Path:
+    """The ring's folder of a tiny profile, with its data."""
+    home = write_slices(tmp_path, {}) / "ring"
+    argv = ["--params", str(home / "params/data.json"), "--out", str(home / "data.npz")]
+    assert data.main(data.__doc__, data.run, seeded=False, argv=argv) == 0
+    return home
+
+
+def train(home: Path, *flags: str) -> int:
+    paths = {"params": "params/pretrain.json", "data": "data.npz", "out": "seed-0/pretrain.pt"}
+    argv = [word for name, path in paths.items() for word in (f"--{name}", str(home / path))]
+    argv += ["--seed", "0", "--device", "cpu", "--threads", "1", *flags]
+    return pretrain.main(pretrain.__doc__, pretrain.run, inputs=["data"], several=True, resumes=True, argv=argv)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file can grow beyond 20 kB: records still fit, checkpoints do not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_old_output_whole_and_says_so(ring: Path, small_disk: None, capfd) -> None:
+    out = ring / "seed-0/pretrain.pt"
+    out.parent.mkdir()
+    out.write_bytes(b"the old one")
+    assert train(ring, "--save-every", "0") == 1
+    said = capfd.readouterr().err
+    assert "no state could be saved" in said  # each state failed, and training went on to its end
+    assert said.splitlines()[-1].startswith("error: ") and "too large" in said.splitlines()[-1]
+    assert "run the same command again" in said.splitlines()[-1]
+    assert out.read_bytes() == b"the old one"
+    assert not list(ring.rglob("*.partial*"))
+
+
+def test_after_a_full_disk_the_same_command_has_only_to_write(ring: Path, monkeypatch, capfd) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pretrain, "save", full)  # the output alone: the state fits
+    assert train(ring) == 1
+    assert "No space left on device" in capfd.readouterr().err.splitlines()[-1]
+    monkeypatch.undo()
+    assert train(ring) == 0
+    said = capfd.readouterr().err
+    assert "going on from the state" in said and "20/20" not in said  # no step was taken again
+
+
+def test_divergence_stops_keeps_the_last_good_state_and_says_what_to_change(ring: Path, capfd) -> None:
+    path = ring / "params/pretrain.json"
+    path.write_text(path.read_text().replace('"lr": 0.001', '"lr": 1e+20').replace('"clip": 100.0', '"clip": 1e+30'))
+    assert train(ring) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert "the loss is" in last and "lower pretrain.lr" in last and "stopped.pt" in last
+    flow = pretrain.load_flow(load(ring / "seed-0/pretrain.stopped.pt"))
+    assert all(value.isfinite().all() for value in flow.state_dict().values())
+    assert not (ring / "seed-0/pretrain.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (lambda: torch.empty(10**15), "error: out of memory"),  # torch's own error on a CPU
+        (lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried")), "error: out of memory"),
+        (lambda: (_ for _ in ()).throw(RuntimeError("CUDA error: an illegal access")), "error: RuntimeError: CUDA"),
+        (lambda: (_ for _ in ()).throw(KeyboardInterrupt()), "error: stopped by SIGINT"),
+    ],
+)
+def test_a_fault_of_the_machine_ends_in_one_line(tmp_path: Path, capfd, error, says: str) -> None:
+    def run(job: stage.Job) -> None:
+        error()
+
+    run.__module__ = pretrain.__name__
+    code = stage.main("A stage.", run, sliced=False, seeded=False, argv=["--out", str(tmp_path / "x.pt")])
+    assert code in (1, 130)
+    assert capfd.readouterr().err.splitlines()[-1].startswith(says)
+
+
+# MLflow is a mirror of the records
+
+
+def start(path: Path, key: str = "k") -> track.Run:
+    return track.Run(path, "ring/joint/seed-0", {"profile": "quick"}, {"joint": {"lr": 0.1}}, {"commit": "abc"}, key)
+
+
+def record(path: Path, steps: range, key: str = "k", pause: float = 0.0) -> None:
+    with start(path, key) as run:
+        for step in steps:
+            run.log(step, V=step / 2)
+            time.sleep(pause)
+
+
+def mirrored(uri: str) -> tuple[str, list[float]]:
+    """The one run that MLflow has: its status, and its metric."""
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("fce-quick").experiment_id])
+    assert run.data.params == {"joint.lr": "0.1"} and run.data.tags["provenance.commit"] == "abc"
+    return run.info.status, [metric.value for metric in client.get_metric_history(run.info.run_id, "V")]
+
+
+@pytest.fixture
+def uri(tmp_path: Path, monkeypatch) -> str:
+    where = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", where)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return where
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["unreachable", "silent"])
+def test_a_broken_server_costs_no_time_and_later_gets_everything_once(tmp_path, uri, monkeypatch, listens) -> None:
+    path = tmp_path / "joint.run.jsonl"
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listens:
+            server.listen()  # takes a connection, and never answers
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(track, "LIVE", 0.1)
+        monkeypatch.setattr(track, "PATIENCE", 0.1)
+        started = time.monotonic()
+        record(path, range(10), pause=0.1)
+        assert time.monotonic() - started < 2.5  # a second of work
+        assert track.unsent(path)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert track.send(path) and track.send(path)
+    assert not track.unsent(path)
+    assert mirrored(uri) == ("FINISHED", [step / 2 for step in range(10)])
+
+
+def test_a_locked_database_costs_nothing_either(tmp_path, uri) -> None:
+    path = tmp_path / "joint.run.jsonl"
+    record(path, range(3))
+    assert track.send(path)
+    record(path, range(3), key="another run")
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("BEGIN EXCLUSIVE")
+        assert not track.send(path)
+        database.rollback()
+    assert track.send(path)
+
+
+def test_a_sending_that_breaks_off_doubles_nothing(tmp_path, uri, monkeypatch) -> None:
+    path = tmp_path / "joint.run.jsonl"
+    record(path, range(1500))  # two requests
+    calls, whole = [], MlflowClient.log_batch
+
+    def breaks(self: MlflowClient, *arguments: object, **named: object) -> None:
+        calls.append(named)
+        if len(calls) == 3:
+            raise ConnectionError("gone")
+        whole(self, *arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", breaks)
+    assert not track.send(path)
+    assert track.send(path)
+    assert mirrored(uri) == ("FINISHED", [step / 2 for step in range(1500)])
+
+
+def test_a_run_that_goes_on_is_one_run_in_mlflow(tmp_path, uri) -> None:
+    path = tmp_path / "joint.run.jsonl"
+    run = start(path)
+    for step in range(5):
+        run.log(step, V=step / 2)
+    run.file.write('{"kind": "metr')  # killed while it wrote
+    run.file.close()
+    run.over.set()
+    assert track.send(path)
+    record(path, range(3, 8))  # from the state of step 3
+    assert track.send(path)
+    assert mirrored(uri) == ("FINISHED", [step / 2 for step in range(8)])
+    record(path, range(2), key="other parameters")
+    assert len(track.read_record(path)) == 4  # replaced
+
+
+# Either engine
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pre-training of the ring takes some seconds."""
+    folder = make_project(tmp_path_factory.mktemp("project"))
+    edit(folder, lambda params: params["quick"]["overrides"]["ring"]["pretrain"].update(steps=600, validate_every=100))
+    return folder
+
+
+@pytest.mark.parametrize("command", ["snakemake --cores 1 {out}", "dvc repro quick-toy-pretrain@ring-0"])
+def test_either_engine_killed_in_mid_stage_goes_on_by_the_same_command(project: Path, command: str) -> None:
+    home = project / "build/quick/ring"
+    out = home / "seed-0/pretrain.pt"
+    for path in home.glob("seed-*/pretrain.pt"):
+        path.unlink()
+    words = command.format(out=out.relative_to(project)).split()
+    how = {"cwd": project, "env": environment(FCE_SAVE_EVERY="0.1"), "text": True, "start_new_session": True}
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **how) as first:
+        while first.poll() is None and not list(home.glob("seed-0/.resume/*/training/*.pt")):
+            time.sleep(0.01)
+        os.killpg(first.pid, signal.SIGKILL)
+    assert not out.exists()
+    again = subprocess.run(words, capture_output=True, timeout=300, **how)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert out.exists()
+    assert "going on from the state" in (home / "pretrain.log").read_text()
