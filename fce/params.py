@@ -66,12 +66,13 @@ class Params(Strict):
         if isinstance(settings, ToyExperiment):
             return {"density": ("mle", *arms)}
         flows = ("mle", *(arm for arm in arms if settings.arms[arm].noise == "flow"))
+        ebms = tuple(arm for arm in arms if settings.arms[arm].value_weight > 0)  # else the EBM only looks on
         return {
             "bits_per_dim": flows,
             "fid": (*flows, "dcgan"),
-            "log_z": arms,
+            "log_z": ebms,
             "log_z_control": ("planted",),
-            "probe": ("random-init", *arms, "dcgan"),
+            "probe": ("random-init", *ebms, "dcgan"),
             "supervised": ("supervised",),
         }
 
