@@ -1,5 +1,6 @@
 """What breaks costs minutes, never a result: full disks, dead servers, kills of either engine, memory, divergence."""
 
+import json
 import os
 import resource
 import signal
@@ -15,7 +16,7 @@ import torch
 from mlflow import MlflowClient
 from tiny import edit, environment, make_project, write_slices
 
-from fce import pretrain, stage, track
+from fce import joint, pretrain, stage, track
 from fce.data import data
 from fce.state import load
 
@@ -80,6 +81,22 @@ def test_divergence_stops_keeps_the_last_good_state_and_says_what_to_change(ring
     flow = pretrain.load_flow(load(ring / "seed-0/pretrain.stopped.pt"))
     assert all(value.isfinite().all() for value in flow.state_dict().values())
     assert not (ring / "seed-0/pretrain.pt").exists()
+
+
+def test_where_joint_training_diverges_both_players_are_kept_as_they_were(ring: Path, capfd) -> None:
+    assert train(ring) == 0
+    path = ring / "params/joint/joint.json"
+    slice_of = json.loads(path.read_text())
+    slice_of["joint"] |= {"flow_lr": 1e6, "log_every": 1}
+    path.write_text(json.dumps(slice_of))
+    argv = ["--params", str(path), "--data", str(ring / "data.npz"), "--flow", str(ring / "seed-0/pretrain.pt")]
+    argv += ["--seed", "0", "--out", str(ring / "seed-0/joint/joint.pt"), "--device", "cpu"]
+    how = {"inputs": ["data"], "optional": ["flow"], "several": True, "resumes": True}
+    assert joint.main(joint.__doc__, joint.run, **how, argv=argv) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert "lower joint.flow_lr" in last and "The last good state is kept in" in last
+    for model in joint.load_models(ring / "seed-0/joint/joint.stopped.pt", "cpu"):
+        assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
 @pytest.mark.parametrize(
