@@ -2,13 +2,14 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
-from fce.stage import Job
-from fce.state import save_json
+if TYPE_CHECKING:  # the report reads scores without torch, which takes seconds to import
+    from torch import Tensor
+
+    from fce.stage import Job
 
 Model = Literal["flow", "ebm", "data", "features", "network"]
 
@@ -55,7 +56,7 @@ class ScoreFile(BaseModel):
 
 
 def mean_score(
-    name: str, model: Model, values: Tensor, unit: str, protocol: str, labels: int | None = None
+    name: str, model: Model, values: "Tensor", unit: str, protocol: str, labels: int | None = None
 ) -> Score:
     """The mean of independent values [n], with its standard error; one value has none."""
     error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
@@ -71,8 +72,10 @@ def mean_score(
     )
 
 
-def write_scores(job: Job, scores: list[Score]) -> None:
+def write_scores(job: "Job", scores: list[Score]) -> None:
     """Write the stage's scores to its output and its record."""
+    from fce.state import save_json
+
     for score in scores:
         name = "/".join(filter(None, (score.model, score.name, str(score.labels or ""))))
         job.record.log(0, **{name: score.value})
