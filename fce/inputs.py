@@ -15,8 +15,8 @@ from fce.data import images, toy
 from fce.stage import Job, UserError
 
 HOLDS = {  # what a checkpoint holds, by the stage that makes it
-    "pretrain": ("flow", "flow_params", "data_params", "shape"),
     "joint": ("energy", "flow", "flow_params", "energy_params", "joint_params", "data_params", "shape"),
+    "pretrain": ("flow", "flow_params", "data_params", "shape"),
     "dcgan": ("generator", "discriminator", "dcgan_params", "shape"),
     "classifier": ("classifier", "build"),
 }
@@ -75,9 +75,11 @@ def checkpoint(name: str, path: Path, kind: str) -> dict[str, Any]:
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0] or "it is empty"
         raise UserError(f"--{name}: {path} is no whole checkpoint ({reason}); delete it and run {kind} again") from None
-    missing = [key for key in HOLDS[kind] if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise UserError(f"--{name}: {path} has no '{missing[0]}', so it is no checkpoint of the stage {kind}")
+    keys = set(content) if isinstance(content, dict) else set()
+    found = next((stage for stage, held in HOLDS.items() if keys.issuperset(held)), None)
+    if found != kind:
+        what = f"a checkpoint of the stage {found}" if found else "no checkpoint"
+        raise UserError(f"--{name}: {path} is {what}, but one of the stage {kind} is needed there")
     whole: dict[str, Any] = content
     return whole
 
