@@ -25,4 +25,5 @@ def read_arrays(path: Path, needed: tuple[str, ...], also: tuple[str, ...] = ())
                 raise UserError(f"{path}: no array '{missing[0]}'; it has {', '.join(file.files) or 'none'}")
             return {key: file[key] for key in (*needed, *also) if key in file.files}
     except (OSError, ValueError, EOFError, SyntaxError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is not a readable npz file: {error}") from None
+        reason = str(error).partition(". If you trust")[0]  # numpy goes on with the way to run a stranger's code
+        raise UserError(f"{path} is not a readable npz file: {reason}") from None

@@ -34,6 +34,9 @@ PARTS = ("train", "validation", "test")
 
 def check(job: Job) -> None:
     """Raise UserError where an input is damaged, of another kind, or of other data than the rest."""
+    joint = job.params.get("joint")
+    if joint and joint["start"] != "random" and joint["noise"] != "gaussian":
+        job.need("flow")
     shape = data_shape(job) if "data" in job.inputs else None
     for name, path in job.inputs.items():
         if name == "model":

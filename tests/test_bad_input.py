@@ -6,6 +6,7 @@ Wrong parameters are in test_params.py, a user's own images in test_data.py, too
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 from tiny import ROOT, TINY
 
 from fce.params import load
+from reports import build
 
 FLAGS = {  # of each stage: module, required inputs, optional ones, keywords of its `main`
     "data": ("fce.data.data", [], [], {"seeded": False}),
@@ -209,7 +211,12 @@ DATA = {  # name: experiment, stage, what --data is, what the message says
         "integers from 0 to 9",
     ),
     "one class": ("digits", "probe", arrays("data.npz", train_labels=np.zeros(1257, int)), "all of one class"),
-    "pickled": ("digits", "pretrain", arrays("data.npz", levels=np.array([{}])), "allow_pickle=False"),
+    "pickled": (
+        "digits",
+        "pretrain",
+        arrays("data.npz", levels=np.array([{}])),
+        "contains pickled|Object arrays cannot be loaded",
+    ),
     "a folder": ("digits", "pretrain", "params", "--data: .*params does not exist"),
 }
 
@@ -305,3 +312,112 @@ MODELS = {  # name: experiment, stage, its inputs, what the message says
 def test_wrong_models_and_samples_are_refused(made, tmp_path, capfd, name):
     experiment, stage, inputs, says = MODELS[name]
     refused(capfd, made, tmp_path, experiment, stage, says, **inputs)
+
+
+def test_a_flow_of_other_parameters_is_refused(made, tmp_path, capfd):
+    changed = made / "build/quick/digits/params/joint/joint.json"
+    content = json.loads(changed.read_text())
+    content["flow"]["width"] += 1
+    own = write(tmp_path / "joint.json", json.dumps(content).encode())
+    says = r"seed-0/pretrain\.pt was made with other parameters \(flow:\); run pretrain again"
+    refused(capfd, made, tmp_path, "digits", "joint", says, params=own, flow="seed-0/pretrain.pt")
+
+
+MOONS = b'{"data": {"source": "moons", "std": NaN, "scale": 1, "components": 2, "test": 1, "validation": 1}}'
+FLAG_MISTAKES = {  # name: stage, inputs, further arguments, what the message says
+    "no flow": ("joint", {}, [], "--flow is missing, and these parameters need it"),
+    "parameters of another stage": (
+        "pretrain",
+        {"params": "params/data.json"},
+        [],
+        "slice of pretrain: unknown key|'flow' is missing",
+    ),
+    "no JSON": ("pretrain", {"params": holding(b"{")}, [], "is not JSON"),
+    "no text": ("pretrain", {"params": holding(b"\xff\xfe")}, [], "is not JSON"),
+    "a list": ("pretrain", {"params": holding(b"[1]")}, [], "must be a mapping"),
+    "a folder of parameters": ("pretrain", {"params": "params"}, [], "--params: .* does not exist"),
+    "NaN": ("data", {"params": holding(MOONS)}, [], r"data\.std: .*finite"),
+    "a seed twice": ("pretrain", {}, ["--seed", "1", "1"], "would be written by several runs"),
+}
+
+
+@pytest.mark.parametrize("name", FLAG_MISTAKES)
+def test_wrong_flags_are_refused(made, tmp_path, capfd, name):
+    stage, inputs, more, says = FLAG_MISTAKES[name]
+    refused(capfd, made, tmp_path, "digits", stage, says, *more, **inputs)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--seed", "-1"], "seed: '-1' is no whole number from 0 to 4294967295"),
+        (["--seed", "one"], "'one' is no whole number"),
+        (["--seed", "4294967296"], "is no whole number"),
+        (["--seed", "1.5"], "is no whole number"),
+        (["--threads", "-2"], "threads: '-2' is no whole number"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--sed", "1"], "unrecognized arguments"),
+    ],
+)
+def test_flags_that_cannot_be_read_end_in_usage_and_code_2(made, capfd, more, says):
+    with pytest.raises(SystemExit) as end:
+        run(made, "digits", "pretrain", "x.pt", *more)
+    assert end.value.code == 2 and says in capfd.readouterr().err
+
+
+def test_a_folder_for_the_output_is_refused(made, capfd):
+    assert run(made, "digits", "pretrain", "seed-0") == 2
+    assert re.search("^error: --out: .*seed-0 is a folder", capfd.readouterr().err)
+
+
+def report(folder: Path, to: Path) -> int:
+    return build.main(["--profile", "quick", "--build", str(folder), "--out", str(to)])
+
+
+REPORT_MISTAKES = {  # name: file below build/quick, its content, what the message says
+    "no score": ("digits/seed-0/mle/bits_per_dim.json", b"{", r"bits_per_dim\.json is not a score file"),
+    "an empty score": ("digits/seed-0/mle/bits_per_dim.json", b"", "is not a score file"),
+    "no text": ("digits/seed-0/mle/bits_per_dim.json", b"\xff", "is not a score file"),
+    "a list of scores": ("digits/seed-0/mle/bits_per_dim.json", b"[]", "is not a score file"),
+    "a value in words": (
+        "digits/seed-0/mle/bits_per_dim.json",
+        b'{"measure": "bits_per_dim", "profile": "quick", "experiment": "digits", "seed": 0, "arm": "mle",'
+        b'"scores": [{"name": "n", "model": "flow", "value": "low", "unit": "", "n": 1, "protocol": ""}],'
+        b'"provenance": {}}',
+        r"is not a score file \(scores\.0\.value\.Input should be a valid number",
+    ),
+    "a run without a number": ("digits/seed-zero/mle/a.txt", b"", "'seed-' and a number"),
+    "a curve of text": ("digits/seed-0/pretrain.csv", b"hello\n", r"pretrain\.csv is no curve \(it has no step\)"),
+    "an empty curve": ("digits/seed-0/joint/joint.csv", b"", r"joint\.csv is no curve"),
+    "broken samples": (
+        [f"digits/seed-0/{arm}/samples.npz" for arm in ("mle", "joint")],
+        b"PK",
+        r"samples\.npz is not a readable npz",
+    ),
+    "broken densities": (
+        [f"ring/seed-0/{arm}/density.npz" for arm in ("mle", "joint-from-random")],
+        b"PK",
+        r"density\.npz is not a readable npz",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPORT_MISTAKES)
+def test_a_report_of_wrong_files_names_them(made, tmp_path, capfd, name):
+    place, content, says = REPORT_MISTAKES[name]
+    shutil.copytree(made / "build/quick", tmp_path / "build/quick")
+    for path in [place] if isinstance(place, str) else place:
+        path = tmp_path / "build/quick" / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    assert report(tmp_path / "build", tmp_path / "page/index.html") == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and re.search(f"^error: .*{says}", lines[0]), lines
+    assert not (tmp_path / "page/index.html").exists()
+
+
+def test_a_report_of_no_folder_or_into_a_folder_is_refused(tmp_path, capfd):
+    assert report(tmp_path / "biuld", tmp_path / "page.html") == 2
+    assert "error: --build: " in capfd.readouterr().err
+    assert report(tmp_path, tmp_path) == 2
+    assert "is a folder, but the page is a file" in capfd.readouterr().err
