@@ -124,8 +124,16 @@ def load(path: str | Path = "params.yaml") -> Params:
     Raises:
         ParamsError: one message that names the key, where it stands and the nearest valid one.
     """
-    raw = read(Path(path))
-    require_keys(raw, ("full", "quick", "defaults", "experiments"), str(path))
+    return resolved(read(Path(path)), str(path))
+
+
+def resolved(raw: Any, where: str) -> Params:
+    """All of params.yaml from its plain content.
+
+    Raises:
+        ParamsError: as `load`.
+    """
+    require_keys(raw, ("full", "quick", "defaults", "experiments"), where)
     require_keys(raw["defaults"], ("toy", "images"), "defaults")
     for kind, model in (("toy", ToyExperiment), ("images", ImageExperiment)):
         keys = tuple(key for key in (*model.model_fields, "joint") if key != "data")
@@ -133,7 +141,7 @@ def load(path: str | Path = "params.yaml") -> Params:
     if not isinstance(raw["experiments"], dict):
         raise ParamsError("experiments must be a mapping of names to experiments")
     profiles = {name: check(Profile, raw[name], name) for name in ("full", "quick")}
-    resolved: dict[str, dict[str, Experiment]] = {}
+    experiments: dict[str, dict[str, Experiment]] = {}
     for profile, chosen in profiles.items():
         for name in [*chosen.toy, *chosen.images, *chosen.overrides]:
             if name not in raw["experiments"]:
@@ -141,17 +149,17 @@ def load(path: str | Path = "params.yaml") -> Params:
                     f"{profile} names the experiment '{name}', which experiments: does not have"
                     + suggestion(name, raw["experiments"])
                 )
-        resolved[profile] = {
+        experiments[profile] = {
             name: resolve(raw, profile, name, kind)
             for kind, names in (("toy", chosen.toy), ("images", chosen.images))
             for name in names
         }
     for name, own in raw["experiments"].items():  # entries no profile lists are checked too
-        if not any(name in group for group in resolved.values()):
+        if not any(name in group for group in experiments.values()):
             section = own.get("data") if isinstance(own, dict) else None
             source = section.get("source") if isinstance(section, dict) else None
             resolve(raw, "full", name, "toy" if source in TOY_SOURCES else "images")
-    return Params(profiles=profiles, experiments=resolved)
+    return Params(profiles=profiles, experiments=experiments)
 
 
 def read(path: Path) -> Any:
