@@ -230,7 +230,7 @@ class Classifier(Strict):
     lr: Rate
     batch: Amount
     width: Width
-    features: Width
+    features: Annotated[int, Field(ge=2, le=2**14)]  # a covariance of one is no matrix
 
 
 class Sample(Strict):

@@ -73,7 +73,7 @@ def at(content: Any, path: Place) -> Any:
 def mutations(draw: st.DrawFn) -> tuple[dict[str, Any], set[str]]:
     """The shipped content with one thing changed, and the words of which a refusal must name one."""
     content = json.loads(json.dumps(SHIPPED))
-    kind = draw(st.sampled_from(["drop", "misspell", "set", "set", "set", "scale", "nest", "swap"]))
+    kind = draw(st.sampled_from(["drop", "misspell", "set", "set", "scale", "scale", "scale", "nest", "swap"]))
     path = draw(st.sampled_from(KEYS if kind in ("drop", "misspell") else PATHS))
     parent, key = at(content, path[:-1]), path[-1]
     words = {str(part) for part in path}
@@ -87,7 +87,7 @@ def mutations(draw: st.DrawFn) -> tuple[dict[str, Any], set[str]]:
     elif kind == "set":
         parent[key] = draw(st.sampled_from(ODD))
     elif kind == "scale" and isinstance(parent[key], int | float):
-        parent[key] = parent[key] * draw(st.sampled_from([-1, 0, 2, 10, 1000, 0.5, 1e-3]))
+        parent[key] = type(parent[key])(parent[key] * draw(st.sampled_from([-1, 0, 1e-3, 0.1, 0.5, 2, 10, 1e3, 1e6])))
     elif kind == "nest":
         parent[key] = {str(key): parent[key]}
     else:
@@ -181,11 +181,12 @@ class Dry:
             return None
         content = {section: whole[section] for section in SLICES[stage]}
         folder = self.root / digest([stage, content, {flag: str(path) for flag, path in inputs.items()}])
-        if not folder.exists():
-            folder.mkdir()
+        if not (folder / "ended").exists():
+            folder.mkdir(exist_ok=True)
             (folder / "slice.json").write_text(json.dumps(content))
             code = run(self.root, "none", stage, str(folder / name), params=folder / "slice.json", **inputs)
             assert code == 0 or not (folder / name).exists()
+            (folder / "ended").touch()
         return folder / name if (folder / name).exists() else None
 
 
