@@ -104,7 +104,10 @@ def data_shape(job: Job) -> tuple[int, ...]:
     images.check(arrays, int(arrays["levels"]), f"--data: {path}", PARTS)
     if labels and len(np.unique(arrays["train_labels"])) < 2:
         raise UserError(f"--data: {path}: the training images are all of one class, and nothing tells it from others")
-    _, side, _, channels = arrays["train_images"].shape
+    count, side, _, channels = arrays["train_images"].shape
+    for section in ("pretrain", "joint", "dcgan"):
+        if (batch := job.params.get(section, {}).get("batch", 0)) > count:
+            raise UserError(f"{section}.batch: {batch}, but there are only {count} training images; lower it")
     return channels, images.padded(side), images.padded(side)
 
 

@@ -314,13 +314,37 @@ def test_wrong_models_and_samples_are_refused(made, tmp_path, capfd, name):
     refused(capfd, made, tmp_path, experiment, stage, says, **inputs)
 
 
+def changed(made: Path, to: Path, stage: str, section: str, **values) -> Path:
+    """The digits' slice of a stage with other values."""
+    content = json.loads((made / f"build/quick/digits/params/{stage}.json").read_text())
+    content[section] |= values
+    return write(to / "slice.json", json.dumps(content).encode())
+
+
 def test_a_flow_of_other_parameters_is_refused(made, tmp_path, capfd):
-    changed = made / "build/quick/digits/params/joint/joint.json"
-    content = json.loads(changed.read_text())
-    content["flow"]["width"] += 1
-    own = write(tmp_path / "joint.json", json.dumps(content).encode())
+    own = changed(made, tmp_path, "joint/joint", "flow", width=9)
     says = r"seed-0/pretrain\.pt was made with other parameters \(flow:\); run pretrain again"
     refused(capfd, made, tmp_path, "digits", "joint", says, params=own, flow="seed-0/pretrain.pt")
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "joint", "dcgan"])
+def test_a_batch_larger_than_the_set_is_refused(made, tmp_path, capfd, stage):
+    own = changed(made, tmp_path, "joint/joint" if stage == "joint" else stage, stage, batch=1258)
+    flow = {"flow": "seed-0/pretrain.pt"} if stage == "joint" else {}
+    says = f"{stage}.batch: 1258, but there are only 1257 training images; lower it"
+    refused(capfd, made, tmp_path, "digits", stage, says, params=own, **flow)
+
+
+def test_a_grid_that_misses_a_mode_is_refused(made, tmp_path, capfd):
+    content = json.loads((made / "build/quick/ring/params/density.json").read_text())
+    content["density"]["points"] = [2, 2]
+    own = write(tmp_path / "slice.json", json.dumps(content).encode())
+    capfd.readouterr()
+    out = str(tmp_path / "density.json")
+    assert run(made, "ring", "density", out, params=own, model="seed-0/joint/joint.pt") == 2
+    says = r"2x2 cells on \[-5, 5\]\^2 miss mode \d of the data; give larger density\.boxes or more density\.points"
+    assert re.search(f"^error: density: {says}$", capfd.readouterr().err.strip())
+    assert not Path(out).exists()
 
 
 MOONS = b'{"data": {"source": "moons", "std": NaN, "scale": 1, "components": 2, "test": 1, "validation": 1}}'
