@@ -149,6 +149,10 @@ def resolved(raw: Any, where: str) -> Params:
                     f"{profile} names the experiment '{name}', which experiments: does not have"
                     + suggestion(name, raw["experiments"])
                 )
+        for kind, names in (("toy", chosen.toy), ("images", chosen.images)):
+            for name in names:
+                if (found := kind_of(raw["experiments"][name])) not in (None, kind):
+                    raise ParamsError(f"{profile}.{kind}: '{name}' belongs to {profile}.{found}, by its data.source")
         experiments[profile] = {
             name: resolve(raw, profile, name, kind)
             for kind, names in (("toy", chosen.toy), ("images", chosen.images))
@@ -156,10 +160,15 @@ def resolved(raw: Any, where: str) -> Params:
         }
     for name, own in raw["experiments"].items():  # entries no profile lists are checked too
         if not any(name in group for group in experiments.values()):
-            section = own.get("data") if isinstance(own, dict) else None
-            source = section.get("source") if isinstance(section, dict) else None
-            resolve(raw, "full", name, "toy" if source in TOY_SOURCES else "images")
+            resolve(raw, "full", name, kind_of(own) or "images")
     return Params(profiles=profiles, experiments=experiments)
+
+
+def kind_of(own: Any) -> str | None:
+    """Whether an experiment's entry is of 2D densities (toy) or of images; None where it does not tell."""
+    section = own.get("data") if isinstance(own, dict) else None
+    source = section.get("source") if isinstance(section, dict) else None
+    return "toy" if source in TOY_SOURCES else "images" if source in SOURCES else None
 
 
 def read(path: Path) -> Any:

@@ -86,7 +86,7 @@ MISTAKES = {  # name: old text, new text, what the message must say
     "a seed twice": ("seeds: {toy: [0, 1], ", "seeds: {toy: [1, 1], ", r"quick\.seeds\.toy: 1 is given twice"),
     "a negative seed": ("seeds: {toy: [0, 1], ", "seeds: {toy: [-1], ", r"quick\.seeds\.toy\.0: .*or equal to 0"),
     "an experiment twice": ("toy: [ring]", "toy: [ring, ring]", r"quick\.toy: 'ring' is given twice"),
-    "images as points": ("toy: [ring]", "toy: [digits]", r"experiments\.digits"),
+    "images as points": ("toy: [ring]", "toy: [digits]", r"quick\.toy: 'digits' belongs to quick\.images"),
     "an unknown default": ("    energy: {layers: fc", "    enrgy: {layers: fc", r"defaults\.toy: unknown key 'enrgy'"),
     "convolutions on points": ("      layers: fc\n", "      layers: conv\n", "a 2D density needs fc in both"),
     "too many digits": ("test: 400", "test: 4000", r"experiments\.digits\.data: .*of 1797 digits"),
