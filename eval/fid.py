@@ -75,11 +75,11 @@ def run(job: Job) -> None:
     data = read_arrays(job.inputs["data"], ("train_images", "validation_images", "test_images", "levels"))
     train = np.concatenate([data["train_images"], data["validation_images"]])
     test, levels = data["test_images"], int(data["levels"])
-    drawn = read_arrays(place, ("images",), ("temperature",))
-    samples = drawn["images"]
+    file = read_arrays(place, ("images",), ("temperature",))
+    samples = file["images"]
     what = f"{len(samples)} floor-quantised samples"
-    if "temperature" in drawn:
-        what += f", temperature {float(drawn['temperature']):g}"
+    if "temperature" in file:
+        what += f", temperature {float(file['temperature']):g}"
     if samples.dtype != np.uint8:
         raise UserError(f"{place}, images: dtype {samples.dtype}, but grey levels are uint8; make the samples again")
     through_inception = settings["features"] == "inception"
@@ -90,9 +90,11 @@ def run(job: Job) -> None:
     refuse_too_few(look.size, settings, len(samples), len(train), len(test), fewer)
     found = extract(look, train, settings["batch"], job.device)
     real = Reference(found, moments(found), look, np.random.default_rng(job.seed_for("subsets")), job.device)
-    scores = of_samples(extract(look, samples, settings["batch"], job.device), real, settings, what)
+    drawn, held = (extract(look, images, settings["batch"], job.device) for images in (samples, test))
+    model: Model = "generator" if job.tags.get("arm") == "dcgan" else "flow"
+    scores = of_samples(drawn, real, settings, model, what) + to_test(drawn, held, real, model, what)
     if job.tags.get("arm") == "mle":  # once per seed, not once per arm
-        scores += of_test(extract(look, test, settings["batch"], job.device), real, settings) + of_halves(real)
+        scores += of_test(held, real, settings) + of_halves(real)
     write_scores(job, scores)
 
 
@@ -141,9 +143,9 @@ def extract(look: Extractor, images: np.ndarray, batch: int, device: str) -> Ten
     return torch.cat(found)
 
 
-def of_samples(found: Tensor, real: Reference, settings: dict[str, Any], what: str) -> list[Score]:
-    """Every score of the samples' features [N, F]."""
-    distance, *others = compare(found, real, settings, "flow", what)
+def of_samples(found: Tensor, real: Reference, settings: dict[str, Any], model: Model, what: str) -> list[Score]:
+    """Every score of the samples' features [N, F] against the training images."""
+    distance, *others = compare(found, real, settings, model, what)
     # One file of samples serves every measure. What drawing it again would change is seen in its disjoint parts: a
     # distance is a smooth function of means over samples, so its variance falls as 1/N. More files would cost as many
     # times the sampling and the features, and the runs' seeds redraw the file anyway.
@@ -152,15 +154,32 @@ def of_samples(found: Tensor, real: Reference, settings: dict[str, Any], what: s
     error = float(np.std(parts, ddof=1)) / math.sqrt(draws)
     spread = f"standard error from {draws} disjoint parts of {size} ({min(parts):.4g} to {max(parts):.4g})"
     value, fit_error, sizes = extrapolate(found, real, settings["infinity"])
+    # the errors over subsets that overlap are in words only: they are too small to judge a seed by that is alone
     limit = {
         "name": f"{distance.name}_infinity",
         "value": value,
-        "standard_error": fit_error,
         "protocol": f"{distance.protocol}; extrapolated to infinitely many samples by a line in 1/N through random "
-        f"subsets of {sizes[0]} to {sizes[-1]}; standard error of the fit, whose subsets overlap",
+        f"subsets of {sizes[0]} to {sizes[-1]}; standard error of the fit, whose subsets overlap, {fit_error:.3g}",
     }
     known = {"standard_error": error, "protocol": f"{distance.protocol}; {spread}"}
     return [distance.model_copy(update=known), distance.model_copy(update=limit), *others]
+
+
+def to_test(found: Tensor, held: Tensor, real: Reference, model: Model, what: str) -> list[Score]:
+    """The Fréchet distance of the samples' features [N, F] to the test images' [T, F], beside the headline's."""
+    if len(held) <= real.look.size:
+        log.warning("no distance to the %d test images: too few for %d features", len(held), real.look.size)
+        return []
+    return [
+        Score(
+            name=f"{real.look.names.frechet}_test",
+            model=model,
+            value=frechet(found, moments(held)),
+            unit=real.look.names.frechet_unit,
+            n=len(found),
+            protocol=f"{what}, against the {len(held)} test images, {real.look.words}",
+        )
+    ]
 
 
 def of_test(found: Tensor, real: Reference, settings: dict[str, Any]) -> list[Score]:
@@ -198,17 +217,18 @@ def compare(
     kernel, error, size = kernel_distance(found, real, settings["kid"])
     precision, recall, n = precision_recall(found, real, settings["neighbours"])
     subsets, k = settings["kid"]["subsets"], settings["neighbours"]["k"]
-    by_kernel = f"{protocol}; mean over {subsets} random subsets of {size} of each, which overlap"
+    by_kernel = (
+        f"{protocol}; mean over {subsets} random subsets of {size} of each; their standard error, but that they "
+        f"overlap, {error:.3g}"
+    )
     by_neighbours = f"{protocol}; {n} random images of each, balls up to neighbour {k}"
 
-    def score(name: str, value: float, unit: str, n: int, protocol: str, error: float | None = None) -> Score:
-        return Score(
-            name=name + suffix, model=model, value=value, unit=unit, n=n, protocol=protocol, standard_error=error
-        )
+    def score(name: str, value: float, unit: str, n: int, protocol: str) -> Score:
+        return Score(name=name + suffix, model=model, value=value, unit=unit, n=n, protocol=protocol)
 
     return [
         score(names.frechet, frechet(found, real.moments), names.frechet_unit, len(found), protocol),
-        score(names.kernel, kernel, names.kernel_unit, subsets, by_kernel, error),
+        score(names.kernel, kernel, names.kernel_unit, subsets, by_kernel),
         score("precision", precision, "share", n, by_neighbours),
         score("recall", recall, "share", n, by_neighbours),
     ]

@@ -24,12 +24,13 @@ from scipy.stats import beta, genpareto
 from torch import Tensor
 
 from eval.bits_per_dim import measure
-from eval.score import Score, mean_score, write_scores
+from eval.score import Score, mean_score, standard_error, write_scores
 from fce.data.data import Images, open_data
 from fce.energy import EnergyModel
 from fce.flow.glow import Gaussian, Glow, Sampler
 from fce.joint import load_models
 from fce.progress import Progress, log
+from fce.resume import Keeper
 from fce.stage import Job, main
 
 RANKS = tuple(r * 10**d for d in range(1, 8) for r in (1, 3))  # the certificate's order statistics, fixed beforehand
@@ -75,6 +76,7 @@ class Annealing:
         temperatures: how many b, closer together near both ends.
         leapfrog: steps of a trajectory.
         sizes: the leapfrog's step size at each b; `adapt` finds them on chains of its own, else AIS is biased.
+        keeper: makes what keeps the state of a loop, of its name and parts.
     """
 
     log_weight: LogWeight
@@ -82,6 +84,7 @@ class Annealing:
     leapfrog: int
     target: float = 0.65  # acceptance at which HMC moves fastest (arXiv 1001.4460)
     accepted: float = math.nan
+    keeper: Callable[..., Keeper] = lambda _, **parts: Keeper(**parts)
 
     def __post_init__(self) -> None:
         ends = torch.sigmoid(torch.tensor([-4.0, 4.0]))
@@ -91,11 +94,16 @@ class Annealing:
 
     def adapt(self, eps: Tensor, generator: torch.Generator) -> None:
         """Choose each step size so that about `target` of the proposals are accepted, from chains that start at eps."""
-        size = self.sizes[0]
-        for i, b in enumerate(self.betas):
-            eps, accepted = self.move(eps, b, size, generator)
-            size *= math.exp(accepted - self.target)
-            self.sizes[i] = size
+        keeper = self.keeper("adapt", generator=generator)
+        done = keeper.load() or {"step": 0, "eps": eps, "sizes": self.sizes}
+        self.sizes = done["sizes"]
+        for i in range(done["step"], len(self.betas)):
+            size = self.sizes[max(i - 1, 0)]
+            done["eps"], accepted = self.move(done["eps"].to(eps), self.betas[i], size, generator)
+            self.sizes[i] = size * math.exp(accepted - self.target)
+            done["step"] = i + 1
+            keeper.tick(lambda: done)
+        keeper.save(done)
 
     def forward(self, eps: Tensor, generator: torch.Generator) -> Tensor:
         """Log-weights [B] of chains from the flow's noise eps [B, D] to the EBM: log mean exp is below log Z."""
@@ -109,17 +117,24 @@ class Annealing:
         return self.run(eps, range(self.temperatures, 0, -1), -1, generator)
 
     def run(self, eps: Tensor, places: range, way: int, generator: torch.Generator) -> Tensor:
-        total, accepted = torch.zeros(len(eps), dtype=torch.float64), []
-        progress = Progress(self.temperatures, len(eps))
-        for step, i in enumerate(places, 1):
+        keeper = self.keeper("forward" if way > 0 else "reverse", generator=generator)
+        done = keeper.load() or {"step": 0, "eps": eps, "accepted": [],
+                                 "total": torch.zeros(len(eps), dtype=torch.float64)}
+        progress = Progress(self.temperatures, len(eps), done["step"])
+        for step, i in enumerate(places[done["step"] :], done["step"] + 1):
+            here = done["eps"].to(eps)
             # in both directions the state is one of betas[i] before the weight is taken
             if way < 0 or i > 0:
-                eps, share = self.move(eps, self.betas[i], self.sizes[i], generator)
-                accepted.append(share)
+                here, share = self.move(here, self.betas[i], self.sizes[i], generator)
+                done["accepted"].append(share)
             with torch.no_grad():
-                total += (self.betas[i + way] - self.betas[i]) * self.log_weight(eps).double().cpu()
-            progress(step, log_z=way * importance(total))
-        self.accepted = float(np.mean(accepted)) if accepted else math.nan
+                done["total"] += (self.betas[i + way] - self.betas[i]) * self.log_weight(here).double().cpu()
+            done["eps"], done["step"] = here, step
+            progress(step, log_z=way * importance(done["total"]))
+            keeper.tick(lambda: done)
+        keeper.save(done)
+        self.accepted = float(np.mean(done["accepted"])) if done["accepted"] else math.nan
+        total: Tensor = done["total"]
         return torch.where(total.isfinite(), total, -math.inf)  # weight 0: a bound stays a bound
 
     def move(self, eps: Tensor, b: float, size: float, generator: torch.Generator) -> tuple[Tensor, float]:
@@ -154,7 +169,7 @@ def run(job: Job) -> None:
     assert isinstance(data, Images)
     energy, flow = load_models(job.inputs["model"], job.device)
     generator = torch.Generator().manual_seed(job.seed_for("noise"))
-    w, outside, annealing, chains = explore(energy, flow, settings, generator, job.device)
+    w, outside, annealing, chains = explore(energy, flow, settings, generator, job)
     for n in [settings["samples"] // 2**k for k in range(8, -1, -1)]:
         job.record.log(n, log_z_importance=importance(w[:n]), log_z_certificate=certificate(w[:n], settings["level"]))
     bits = measure(energy, data, "test", job.params["bits_per_dim"], job.seed_for("test"))  # as if log Z were 0
@@ -168,11 +183,12 @@ def run(job: Job) -> None:
                    Score(name=f"bits_per_dim_{kind}", model="ebm", value=implied, unit="bits/dim", n=bits.shape[1],
                          protocol=f"test part, {len(bits)} dequantisation draws; log Z: {protocol}")]
     r_data = log_ratios(energy, flow, data, job.params["bits_per_dim"]["batch"], job.seed_for("contrast"))
-    right = torch.cat([(r_data > 0).double() / len(r_data), (w < c).double() / len(w)]).sum().item() / 2
+    real, fake = (r_data > 0).double(), (w < c).double()
     scores += [
-        mean_score("told_apart_data", "ebm", (r_data > 0).double(), "share", "test images with p > q"),
-        mean_score("told_apart_gen", "ebm", (w < c).double(), "share", "samples of the flow with p < q"),
-        Score(name="told_apart", model="ebm", value=right, unit="share", n=len(r_data) + len(w),
+        mean_score("told_apart_data", "ebm", real, "share", "test images with p > q"),
+        mean_score("told_apart_gen", "ebm", fake, "share", "samples of the flow with p < q"),
+        Score(name="told_apart", model="ebm", value=(real.mean() + fake.mean()).item() / 2, unit="share",
+              n=len(real) + len(fake), standard_error=standard_error(real, fake),
               protocol="accuracy of the posterior p/(p + q): mean of test images and samples of the flow"),
     ]
     facts = {
@@ -197,7 +213,7 @@ def log_ratios(energy: EnergyModel, flow: Glow | Gaussian, data: Images, batch: 
 
 
 def explore(
-    energy: Energy, flow: Sampler, settings: dict[str, Any], generator: torch.Generator, device: str
+    energy: Energy, flow: Sampler, settings: dict[str, Any], generator: torch.Generator, job: Job
 ) -> tuple[Tensor, float, Annealing, Tensor]:
     """What every estimate of an EBM's log Z is made of.
 
@@ -206,7 +222,7 @@ def explore(
         the log-weights [chains] that it gives.
     """
     def noise(n: int) -> Tensor:
-        return torch.randn(n, flow.dims, generator=generator).to(device)
+        return torch.randn(n, flow.dims, generator=generator).to(job.device)
 
     def log_weight(eps: Tensor) -> Tensor:
         x, log_q = flow.decode(eps)
@@ -220,7 +236,7 @@ def explore(
             outside += int((x.flatten(1).abs() > 0.5).any(1).sum())
             left -= len(x)
     w = torch.cat(parts)
-    annealing = Annealing(log_weight, settings["temperatures"], settings["leapfrog"])
+    annealing = Annealing(log_weight, settings["temperatures"], settings["leapfrog"], keeper=job.keeper)
     annealing.adapt(noise(settings["chains"]), generator)
     chains = annealing.forward(noise(settings["chains"]), generator)
     # a sample that is no number counts as weight 0: every bound stays one
@@ -242,4 +258,4 @@ def estimates(c: float, w: Tensor, chains: Tensor, settings: dict[str, Any]) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data", "model"]))
+    sys.exit(main(__doc__, run, inputs=["data", "model"], resumes=True))

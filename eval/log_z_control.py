@@ -29,7 +29,7 @@ def run(job: Job) -> None:
     def energy(x: Tensor) -> Tensor:
         return planted.log_prob(x) + CONSTANT
 
-    w, _, annealing, forward = explore(energy, flow, settings, generator, job.device)
+    w, _, annealing, forward = explore(energy, flow, settings, generator, job)
     with torch.no_grad():
         exact = flow.encode(planted.sample(settings["chains"], generator=generator))[0]
     low, high = importance(forward), -importance(annealing.reverse(exact, generator))
@@ -49,4 +49,4 @@ def run(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["flow", "planted"]))
+    sys.exit(main(__doc__, run, inputs=["flow", "planted"], resumes=True))

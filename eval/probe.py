@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eval.labelled import draws, middle
-from eval.score import Score, mean_score, write_scores
+from eval.score import Score, accuracy_score, write_scores
 from fce.data.data import Images, open_data
 from fce.dcgan import load_dcgan
 from fce.energy import make_energy
@@ -53,12 +53,11 @@ def run(job: Job) -> None:
         )
         protocol = (
             f"multinomial logistic regression on standardised {words} of the test part; L2 chosen on "
-            f"{len(data.labels['validation'])} validation labels; mean over draws of labels"
+            f"{len(data.labels['validation'])} validation labels"
         )
         for count, chosen in draws(data.labels["train"], settings):
-            found = [accuracy(features, data.labels, index, settings["inverse_l2"]) for index in chosen]
-            right = torch.tensor(found, dtype=torch.float64)
-            scores.append(mean_score(f"accuracy{suffix}", "features", right, "share", protocol, count))
+            right = np.stack([classify(features, data.labels, index, settings["inverse_l2"]) for index in chosen])
+            scores.append(accuracy_score(f"accuracy{suffix}", "features", torch.from_numpy(right), protocol, count))
             done += 1
             progress(done, labels=count, accuracy=scores[-1].value)
     write_scores(job, scores)
@@ -92,25 +91,25 @@ def effective_rank(features: np.ndarray) -> float:
     return math.exp(-(share * np.log(np.maximum(share, 1e-300))).sum())
 
 
-def accuracy(
+def classify(
     features: dict[str, np.ndarray], labels: dict[str, np.ndarray], index: np.ndarray, inverse_l2: list[float]
-) -> float:
-    """Test accuracy of a classifier fitted on the training images `index`, its L2 chosen on the validation part."""
+) -> np.ndarray:
+    """Which test images [n] a classifier gets right: fitted on the training images `index`, L2 chosen on validation."""
     # PCA keeps every dimension the labelled images span, and an L2 penalty needs no other: exact, and faster
     reduce = make_pipeline(StandardScaler(), PCA()).fit(features["train"][index])
     train, validation, test = (
         reduce.transform(x) for x in (features["train"][index], features["validation"], features["test"])
     )
-    best = (-1.0, 0.0)
+    best, right = -1.0, np.zeros(len(test), bool)
     for c in inverse_l2:
         model = LogisticRegression(C=c, max_iter=300)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # an unconverged weak penalty loses on validation
             model.fit(train, labels["train"][index])
         held = model.score(validation, labels["validation"])
-        if held > best[0]:
-            best = (held, model.score(test, labels["test"]))
-    return best[1]
+        if held > best:
+            best, right = held, model.predict(test) == labels["test"]
+    return right
 
 
 if __name__ == "__main__":

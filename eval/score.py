@@ -1,9 +1,9 @@
 """What a measure returns: typed scores that describe themselves, one JSON file per measure and model."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:  # the report reads scores without torch, which takes seconds to import
@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # the report reads scores without torch, which takes seconds 
 
     from fce.stage import Job
 
-Model = Literal["flow", "ebm", "data", "features", "network"]
+Model = Literal["flow", "generator", "ebm", "data", "features", "network"]
 
 
 class Score(BaseModel):
@@ -21,10 +21,11 @@ class Score(BaseModel):
         name: the measure, e.g. `bits_per_dim`, `kl`, `frechet_distance`, `accuracy`.
         model: what was measured.
         value: in `unit`.
-        standard_error: of the value, over what `protocol` says; None where it has none.
+        standard_error: of the value, over independent images, samples or points; None where it has none.
         n: how many points, images or draws the value is a mean of.
         quadrature_error: of an integral, its largest difference on another grid; None where it is no integral.
         labels: the number of labelled examples, for a probe.
+        draws: the value at each draw of labelled examples, for a probe; every arm and seed has the same draws.
         protocol: in words.
     """
 
@@ -39,6 +40,7 @@ class Score(BaseModel):
     standard_error: float | None = None
     quadrature_error: float | None = None
     labels: int | None = None
+    draws: list[float] | None = None
 
 
 class ScoreFile(BaseModel):
@@ -55,11 +57,26 @@ class ScoreFile(BaseModel):
     provenance: dict[str, Any]
 
 
-def mean_score(
-    name: str, model: Model, values: "Tensor", unit: str, protocol: str, labels: int | None = None
-) -> Score:
+def standard_error(*samples: "Tensor") -> float | None:
+    """Of the mean of the samples' means, by the bootstrap, which draws each sample [n] again by itself.
+
+    One value has none. The resampling has a fixed seed: the same values have the same error.
+    """
+    from scipy.stats import bootstrap  # takes a second to import
+
+    if min(map(len, samples)) < 2:
+        return None
+
+    def statistic(*drawn: np.ndarray, axis: int) -> np.ndarray:
+        return np.mean([x.mean(axis) for x in drawn], 0)
+
+    found = bootstrap([x.double().cpu().numpy() for x in samples], statistic, n_resamples=1000, batch=50,
+                      method="percentile", rng=np.random.default_rng(0))
+    return float(found.standard_error)
+
+
+def mean_score(name: str, model: Model, values: "Tensor", unit: str, protocol: str, **others: Any) -> Score:
     """The mean of independent values [n], with its standard error; one value has none."""
-    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
     return Score(
         name=name,
         model=model,
@@ -67,9 +84,16 @@ def mean_score(
         unit=unit,
         n=len(values),
         protocol=protocol,
-        standard_error=error,
-        labels=labels,
+        standard_error=standard_error(values),
+        **others,
     )
+
+
+def accuracy_score(name: str, model: Model, right: "Tensor", protocol: str, labels: int) -> Score:
+    """The accuracy at a label count, from whether each test image is right for each draw of labels [draws, n]."""
+    right = right.double()
+    return mean_score(name, model, right.mean(0), "share", f"{protocol}; mean over {len(right)} draws of labels",
+                      labels=labels, draws=right.mean(1).tolist())
 
 
 def write_scores(job: "Job", scores: list[Score]) -> None:

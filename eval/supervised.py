@@ -7,8 +7,8 @@ same validation labels as the linear classifiers' penalty.
 
 import itertools
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eval.labelled import draws, middle
-from eval.score import mean_score, write_scores
+from eval.score import accuracy_score, write_scores
 from fce.data.data import Images, open_data
 from fce.energy import make_energy
 from fce.progress import Progress, log
@@ -39,45 +39,63 @@ class Supervised(nn.Module):
 
 @dataclass(frozen=True)
 class Choice:
-    """The run and the moment that did best on the validation part, the earliest of equals; and its test accuracy."""
+    """The run and the moment that did best on the validation part, the earliest of equals.
+
+    Attributes:
+        test: whether it is right for each test image, [n].
+    """
 
     lr: float
     weight_decay: float
     update: int
     validation: float
-    test: float
+    test: Tensor = field(compare=False)
 
 
 def run(job: Job) -> None:
     data = open_data(job.inputs["data"], {"source": "images"}, job.device)
     assert isinstance(data, Images)
     probe, scores = job.params["probe"], []
-    progress = Progress(len(probe["labels"]) + 1)
+    progress, keeper = Progress(len(probe["labels"]) + 1), job.keeper("draws")
+    tuned: dict[str, dict[str, Any]] = keeper.load().get("tuned", {})  # each draw has a seed of its own
+
+    def state() -> dict[str, Any]:
+        return {"tuned": tuned}
+
     for done, (count, indices) in enumerate(draws(data.labels["train"], probe), 1):
-        chosen = [tune(data, index, job.params, job.seed_for(f"{count}/{i}")) for i, index in enumerate(indices)]
+        for i, index in enumerate(indices):
+            if (draw := f"{count}/{i}") not in tuned:
+                tuned[draw] = asdict(tune(data, index, job.params, job.seed_for(draw), lambda: keeper.tick(state)))
+        chosen = [Choice(**tuned[f"{count}/{i}"]) for i in range(len(indices))]
         log.info("%d labels: %s", count, "; ".join(f"lr {c.lr:g}, decay {c.weight_decay:g}, {c.update} updates, "
                                                    f"validation {c.validation:.4f}" for c in chosen))
         protocol = (
             "the EBM's network with ten classes, trained on the labelled images, test part; learning rate, decay and "
-            f"number of updates chosen on {len(data.labels['validation'])} validation labels; mean over draws of labels"
+            f"number of updates chosen on {len(data.labels['validation'])} validation labels"
         )
-        right = torch.tensor([choice.test for choice in chosen], dtype=torch.float64)
-        scores.append(mean_score("accuracy", "network", right, "share", protocol, count))
+        right = torch.stack([choice.test for choice in chosen])
+        scores.append(accuracy_score("accuracy", "network", right, protocol, count))
         progress(done, labels=count, accuracy=scores[-1].value)
     write_scores(job, scores)
 
 
-def tune(data: Images, index: np.ndarray, params: dict[str, Any], seed: int) -> Choice:
-    """Train on the training images `index` with every setting; what stands out on the validation part is chosen."""
-    settings, best = params["supervised"], Choice(0.0, 0.0, 0, -1.0, 0.0)
+def tune(
+    data: Images, index: np.ndarray, params: dict[str, Any], seed: int, pause: Callable[[], None] = lambda: None
+) -> Choice:
+    """Train on the training images `index` with every setting; what stands out on the validation part is chosen.
+
+    `pause` is called now and then, where the process may be asked to stop.
+    """
+    settings, best = params["supervised"], Choice(0.0, 0.0, 0, -1.0, torch.empty(0))
     for lr, weight_decay in itertools.product(settings["lr"], settings["weight_decay"]):
         torch.manual_seed(seed)  # every setting from the same start
         net = Supervised(data.shape, params["energy"]).to(data.device)
         optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
         for update in train(net, optimizer, data, index, settings):
-            held = correct(net, data, "validation")
+            held = correct(net, data, "validation").double().mean().item()
             if held > best.validation:
                 best = Choice(lr, weight_decay, update, held, correct(net, data, "test"))
+            pause()
     return best
 
 
@@ -101,11 +119,11 @@ def train(
 
 
 @torch.no_grad()
-def correct(net: Supervised, data: Images, part: str) -> float:
-    """Share of a part's images that the net classifies correctly."""
+def correct(net: Supervised, data: Images, part: str) -> Tensor:
+    """Which of a part's images [n] the net classifies correctly."""
     guesses = torch.cat([net(middle(x, data.levels)).argmax(1).cpu() for x in data.images[part].split(1000)])
-    return (guesses == torch.from_numpy(data.labels[part])).double().mean().item()
+    return guesses == torch.from_numpy(data.labels[part])
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data"]))
+    sys.exit(main(__doc__, run, inputs=["data"], resumes=True))

@@ -4,6 +4,7 @@ The architecture is DCGAN's (arXiv 1511.06434) as TTUR (arXiv 1706.08500) ran it
 a fork of carpedm20/DCGAN-tensorflow. The paper's DCGAN column is that article's, not a run of its authors.
 """
 
+import math
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from fce.data.data import Images, open_data
 from fce.flow.glow import halvings
-from fce.progress import log, steps
+from fce.progress import steps
 from fce.stage import Job, Stopped, main
 from fce.state import load, save
 
@@ -123,7 +124,18 @@ def run(job: Job) -> None:
         torch.optim.Adam(player.parameters(), lr=rates[lr], betas=(settings["beta1"], 0.999), fused=True)
         for player, lr in ((discriminator, "discriminator_lr"), (generator, "generator_lr"))
     ]
-    for step, progress in steps(rates["updates"], settings["batch"]):
+    players = {"generator": generator, "discriminator": discriminator}
+    keeper = job.keeper("training", **players, optimizers=optimizers, data=data, random=random)
+    done = keeper.load() or {"step": 0}
+
+    def losses() -> dict[str, float]:
+        values = {"discriminator": d_loss.item(), "generator": g_loss.item()}
+        if not all(map(math.isfinite, values.values())):
+            raise Stopped(f"dcgan: the losses are {values} at update {done['step']}; lower dcgan.{settings['rates']}."
+                          f" States of earlier updates, if any, lie below {job.resume}")
+        return values
+
+    for step, progress in steps(rates["updates"], settings["batch"], done["step"]):
         x = generator(generator.noise(settings["batch"], random))
         # real and generated images in batches of their own: batch norm sees one kind at a time, as in TTUR's code
         real, fake = discriminator(data.batch(settings["batch"], random)), discriminator(x.detach())
@@ -131,18 +143,16 @@ def run(job: Job) -> None:
         update(optimizers[0], d_loss)
         g_loss = F.softplus(-discriminator(x)).mean()  # the same z, the new discriminator
         update(optimizers[1], g_loss)
+        done["step"] = step
         if step % settings["log_every"] == 0 or step == rates["updates"]:
-            losses = {"discriminator": d_loss.item(), "generator": g_loss.item()}
-            if not all(map(torch.isfinite, (d_loss, g_loss))):
-                raise Stopped(f"dcgan: the losses are {losses} at update {step}; lower dcgan.{settings['rates']}")
-            job.record.log(step, **losses)
-            progress(step, **losses)
-    log.info("after %d updates of each player: %s", rates["updates"], losses)
+            job.record.log(step, **losses())
+            progress(step, **losses())
+        keeper.tick(lambda: {**done, "losses": losses()})  # no state of what is no number
+    keeper.save(done)
     save(
         job.out,
         {
-            "generator": generator.state_dict(),
-            "discriminator": discriminator.state_dict(),
+            **{name: player.state_dict() for name, player in players.items()},
             "shape": list(data.shape),
             "dcgan_params": settings,
             "provenance": job.provenance(),
@@ -169,4 +179,4 @@ def load_dcgan(path: Path, device: str) -> tuple[Generator, Discriminator]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data"]))
+    sys.exit(main(__doc__, run, inputs=["data"], resumes=True))

@@ -6,6 +6,7 @@ tensors have a leading dimension S, the runs; a single run is a stack of one.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ CALIBRATION = 20  # minibatches of each class for the start's constant c
 FEW_FLY = 0.9  # of the samples must be decoded and encoded exactly
 MOMENTS = 20_000  # training images for the Gaussian noise's mean and covariance
 AHEAD = 16  # minibatches drawn in one pass while the flow stands still
+FACTS = ("ebm_updates", "flow_updates", "ebm_clipped", "flow_clipped", "dropped", "last", "stock", "ahead", "limit")
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # x [S, B, ...], log q(x) [S, B]; x~, log q(x~) of noise_ratio * B
 
@@ -58,6 +60,21 @@ class Game:
         # While the flow stands still, several minibatches are drawn in one pass: the same law, less overhead.
         self.stock: list[Batch] = []
         self.ahead = AHEAD
+
+    def parts(self) -> dict[str, Any]:
+        """What changes in place as the game goes on (see fce.resume.Keeper)."""
+        optimizers = [each for each in (self.ebm_optimizer, self.flow_optimizer) if each]
+        return {"energy": self.energy, "noise": self.noise, "optimizers": optimizers, "data": self.data,
+                "generators": self.generators}
+
+    def facts(self) -> dict[str, Any]:
+        """What else a game goes on from."""
+        return {name: getattr(self, name) for name in FACTS}
+
+    def go_on(self, facts: dict[str, Any]) -> None:
+        """Take up the facts of an earlier process."""
+        for name in FACTS:
+            setattr(self, name, facts[name])
 
     def points(self, batches: int = 1) -> Tensor:
         """Training data [S, batches * B, ...] of each run."""

@@ -15,7 +15,7 @@ from fce.flow.glow import Gaussian, Glow, make_glow
 from fce.game import Game
 from fce.objective import Switch, value
 from fce.optim import Average
-from fce.pretrain import write_csv
+from fce.pretrain import keep_aside, write_csv
 from fce.progress import Progress, log
 from fce.stage import Job, Stopped, digest, main
 from fce.state import load, save
@@ -42,7 +42,6 @@ def train(jobs: list[Job]) -> None:
     """FCE of some runs of equal settings."""
     started = time.process_time()
     game = Game(jobs)
-    game.start()
     settings = game.settings
     averages = Average(game.energy, settings["ema"]), Average(game.noise, settings["ema"])
     switch = Switch(
@@ -52,9 +51,23 @@ def train(jobs: list[Job]) -> None:
         decay=settings["accuracy_decay"],
         head_start=settings["head_start"],
     )
-    progress = Progress(settings["ebm_updates"], settings["batch"] * len(jobs))
-    rows: list[list[dict[str, Any]]] = [[] for _ in jobs]
-    kept, turn, measuring = contents(game, *averages), "ebm", 0.0
+    first = jobs[0]
+    keeper = first.keeper(f"{first.tags.get('arm', 'run')}-{first.seed}", averages=averages, **game.parts())
+    facts = keeper.load()
+    if facts:
+        game.go_on(facts["game"])
+        vars(switch).update(facts["switch"])
+        started = time.process_time() - facts["seconds"]
+    else:
+        game.start()
+    rows: list[list[dict[str, Any]]] = facts.get("rows") or [[] for _ in jobs]
+    kept, turn, measuring = contents(game, *averages), switch.turn, 0.0
+    progress = Progress(settings["ebm_updates"], settings["batch"] * len(jobs), game.ebm_updates)
+
+    def state() -> dict[str, Any]:
+        seconds = time.process_time() - started - measuring
+        return {"game": game.facts(), "switch": vars(switch), "rows": rows, "seconds": seconds}
+
     try:
         while game.ebm_updates < settings["ebm_updates"]:
             right = game.update_ebm() if turn == "ebm" else game.update_flow()
@@ -72,14 +85,11 @@ def train(jobs: list[Job]) -> None:
                     jobs[i].record.log(game.ebm_updates, **rows[i][-1])
                 measuring += time.process_time() - paused
             turn = switch.update(right) if game.learns else "ebm"
+            keeper.tick(state)
     except Stopped as stop:
-        asides = [job.out.with_suffix(".stopped.pt") for job in jobs]
-        for aside, content in zip(asides, kept, strict=True):
-            save(aside, content)
-        raise Stopped(
-            f"joint: stopped at EBM update {game.ebm_updates}, flow update {game.flow_updates}: {stop}. "
-            f"The last good state is kept in {', '.join(map(str, asides))}"
-        ) from None
+        when = f"EBM update {game.ebm_updates}, flow update {game.flow_updates}"
+        keep_aside(jobs, kept, f"joint: stopped at {when}: {stop}")
+    keeper.save(state())  # until the stage's other runs are done
     zero = torch.zeros(1)
     level = value(zero, zero, zero, zero, game.noise_ratio).item()
     log.info("V is %.4f at p = q; at the end: %s", level, {k: round(v, 4) for k, v in rows[0][-1].items()})
@@ -147,4 +157,4 @@ def load_models(path: Path, device: str, weights: str = "averaged") -> tuple[Ene
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data"], optional=["flow"], several=True))
+    sys.exit(main(__doc__, run, inputs=["data"], optional=["flow"], several=True, resumes=True))

@@ -54,6 +54,15 @@ class Average:
                 self.state[name].copy_(value)
         torch._foreach_lerp_(means, values, 1 - decay)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": self.state, "steps": self.steps}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        for name, mean in self.state.items():
+            mean.copy_(state["means"][name])
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The models with the averaged weights, inside the block."""

@@ -4,7 +4,7 @@ import csv
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from fce.data.images import bits_per_dim
 from fce.flow.glow import Glow, make_glow
 from fce.optim import Average, lr_factor, make_optimizer, set_lr
 from fce.progress import log, steps
-from fce.stack import Stack
+from fce.stack import Stack, State
 from fce.stage import Job, Stopped, main
 from fce.state import atomic, save
 
@@ -33,19 +33,26 @@ def run(jobs: list[Job]) -> None:
     optimizer = make_optimizer(settings["optimizer"], flow.learned.values(), settings["lr"])
     average = Average(flow, settings["ema"])
     validation = data[0].part("validation", torch.Generator().manual_seed(0))
-    best = [(math.inf, state) for state in flow.split(average.state)]
-    clipped = torch.zeros(len(jobs), dtype=torch.long)
-    rows: list[list[dict[str, Any]]] = [[] for _ in jobs]
-    for step, progress in steps(settings["steps"], settings["batch"] * len(jobs)):
+    keeper = jobs[0].keeper(
+        "training", flow=flow, optimizer=optimizer, average=average, data=data, generators=generators
+    )
+    done: dict[str, Any] = keeper.load() or {
+        "step": 0,
+        "clipped": torch.zeros(len(jobs), dtype=torch.long),
+        "rows": [[] for _ in jobs],
+        "best": [(math.inf, state) for state in flow.split(average.state)],
+    }
+    clipped, rows, best = done["clipped"], done["rows"], done["best"]
+    for step, progress in steps(settings["steps"], settings["batch"] * len(jobs), done["step"]):
         factor = lr_factor(settings["decay"], settings["warmup"], step - 1, step / settings["steps"])
         set_lr(optimizer, [settings["lr"]], factor)
         batch = [points.batch(settings["batch"], g) for points, g in zip(data, generators, strict=True)]
         loss = -flow.log_prob(torch.stack(batch)).mean(1)
         if not torch.isfinite(loss).all():
-            raise Stopped(
+            keep_aside(jobs, [checkpoint(job, shape, state) for job, (_, state) in zip(jobs, best, strict=True)], (
                 f"pretrain: the loss is {loss.tolist()} at step {step}; lower pretrain.lr, or raise "
                 "pretrain.warmup or flow.scale_floor"
-            )
+            ))
         flow.backward(loss)
         norms = flow.clip(settings["clip"])
         clipped += (norms > settings["clip"]).cpu()
@@ -71,18 +78,26 @@ def run(jobs: list[Job]) -> None:
             log.info("step %d: validation %s, gradients clipped %s times", step,
                      ", ".join(f"{score:.4f}" for score in scores), clipped.tolist())
         progress(step, loss=loss.mean().item(), gradient=norms.max().item())
+        done["step"] = step
+        keeper.tick(lambda: done)
+    keeper.save(done)
     for job, curve, (_, chosen), last in zip(jobs, rows, best, flow.split(average.state), strict=True):
         write_csv(job.out.with_suffix(".csv"), curve)
-        save(
-            job.out,
-            {
-                "flow": chosen if settings["select"] == "validation" else last,
-                "flow_params": job.params["flow"],
-                "shape": shape,
-                "data_params": job.params["data"],
-                "provenance": job.provenance(),
-            },
-        )
+        state = chosen if settings["select"] == "validation" else last
+        save(job.out, {**checkpoint(job, shape, state), "provenance": job.provenance()})
+
+
+def checkpoint(job: Job, shape: list[int], state: State) -> dict[str, Any]:
+    """What load_flow reads."""
+    return {"flow": state, "flow_params": job.params["flow"], "shape": shape, "data_params": job.params["data"]}
+
+
+def keep_aside(jobs: list[Job], states: list[dict[str, Any]], why: str) -> NoReturn:
+    """Save the last good states beside the outputs, and stop."""
+    asides = [job.out.with_suffix(".stopped.pt") for job in jobs]
+    for aside, state in zip(asides, states, strict=True):
+        save(aside, state)
+    raise Stopped(f"{why}. The last good state is kept in {', '.join(map(str, asides))}")
 
 
 def start_flow(data: Points | Images, params: dict[str, Any], generator: torch.Generator, device: str) -> Glow:
@@ -130,4 +145,4 @@ def load_flow(checkpoint: dict[str, Any], key: str = "flow") -> Glow:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data"], several=True))
+    sys.exit(main(__doc__, run, inputs=["data"], several=True, resumes=True))

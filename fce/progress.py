@@ -24,10 +24,11 @@ class Progress:
     Args:
         total: the number of steps to come.
         unit_size: images (or points) per step, for the rate.
+        before: steps done by an earlier process.
     """
 
-    def __init__(self, total: int, unit_size: int = 1):
-        self.total, self.unit_size = total, unit_size
+    def __init__(self, total: int, unit_size: int = 1, before: int = 0):
+        self.total, self.unit_size, self.before = total, unit_size, before
         self.started = self.spoken = time.monotonic()
         self.terminal = sys.stderr.isatty()
 
@@ -38,7 +39,7 @@ class Progress:
         if now - self.spoken < (0.2 if self.terminal else EVERY) and not last:
             return
         self.spoken = now
-        rate = step / max(now - self.started, 1e-9)
+        rate = (step - self.before) / max(now - self.started, 1e-9)
         line = (
             f"{step}/{self.total}  "
             + "  ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -51,10 +52,10 @@ class Progress:
             log.info(line)
 
 
-def steps(total: int, unit_size: int = 1) -> Iterator[tuple[int, Progress]]:
-    """(step from 1 to total, the progress line to call with values)."""
-    progress = Progress(total, unit_size)
-    for step in range(1, total + 1):
+def steps(total: int, unit_size: int = 1, before: int = 0) -> Iterator[tuple[int, Progress]]:
+    """(each step after `before` up to total, the progress line to call with values)."""
+    progress = Progress(total, unit_size, before)
+    for step in range(before + 1, total + 1):
         yield step, progress
 
 

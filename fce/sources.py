@@ -5,12 +5,18 @@ that only check, report or transport (EXEMPT) are left out: a reworded log line 
 """
 
 import ast
+import hashlib
 from functools import cache
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("fce", "eval", "reports")
 CHECKS = "fce/inputs.py"  # nor is what it imports followed: any stage computes without it
-EXEMPT = {CHECKS, "fce/params.py", "fce/progress.py", "fce/schema.py", "fce/sources.py", "fce/stage.py", "fce/track.py"}
+EXEMPT = {
+    CHECKS,
+    *("fce/params.py", "fce/progress.py", "fce/resume.py", "fce/schema.py", "fce/sources.py", "fce/stage.py"),
+    "fce/track.py",
+}
 
 
 def sources(module: str) -> list[str]:
@@ -29,10 +35,18 @@ def sources(module: str) -> list[str]:
 def imports(path: str) -> list[str]:
     """Our own files that the file imports, at its top or inside a function."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(Path(path).read_text())):
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     files = (Path(*name.split(".")).with_suffix(".py") for name in names if name.split(".")[0] in PACKAGES)
-    return sorted(str(file) for file in files if file.exists())
+    return sorted(str(file) for file in files if (ROOT / file).exists())
+
+
+def fingerprint(module: str) -> str:
+    """A hash of the code that the stage in file `module` computes with."""
+    code = hashlib.sha256()
+    for path in sources(module):
+        code.update(path.encode() + (ROOT / path).read_bytes())
+    return code.hexdigest()

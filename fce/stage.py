@@ -1,25 +1,35 @@
 """What every stage shares: its command line, seeds, threads, record, and how it ends.
 
 A stage is a module with `run(job)`; `main` makes it a command. Exit codes: 0 done, 1 stopped (an alarm, a
-fault), 2 the user's mistake; then the log's last line reads `error: what, where, how to mend`.
+fault), 2 the user's mistake, 128 + n stopped by signal n; then the log's last line reads `error: what, where, how to
+mend`.
 """
 
 import argparse
 import hashlib
 import itertools
 import json
+import os
 import re
 import shlex
+import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fce.params import ParamsError, check_slice
 from fce.progress import log, open_door
+from fce.sources import fingerprint
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from fce.resume import Keeper
+    from fce.track import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH_LAW = re.compile(
@@ -36,6 +46,14 @@ class Stopped(Exception):
     """A run that must not go on: what happened, what was kept, what to change."""
 
 
+class Interrupted(Exception):
+    """A run that was asked to stop by a signal, and kept its state."""
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
+
+
 @dataclass
 class Job:
     """One run of one stage: its parameters, inputs, output, seed and record."""
@@ -48,7 +66,10 @@ class Job:
     device: str
     tags: dict[str, str]
     command: str
-    record: Any = None  # fce.track.Run
+    code: str = ""  # the file of its module
+    record: "Run | Any" = None
+    resume: Path | None = None  # where its state is kept, for a stage that resumes
+    save_every: float = 0.0
     started: float = field(default_factory=time.time)
 
     def need(self, name: str) -> Path:
@@ -63,12 +84,33 @@ class Job:
 
         return seed_of(self.stage, purpose, self.tags.get("arm", ""), self.seed)
 
+    def keeper(self, loop: str, **parts: Any) -> "Keeper":
+        """Keeps the state of one of the stage's loops; parts as in fce.resume.Keeper."""
+        from fce.resume import Keeper
+
+        return Keeper(self.resume / loop if self.resume else None, self.save_every, **parts)
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each input."""
+        from fce.state import sha256
+
+        return {name: sha256(path) for name, path in self.inputs.items()}
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of all that the result depends on."""
+        import torch
+
+        code = fingerprint(self.code) if self.code else ""
+        run = [self.stage, self.params, self.seed, self.tags, self.hashes]
+        return digest([*run, code, torch.__version__, self.device])
+
     def provenance(self) -> dict[str, Any]:
         """Where an output of this job comes from."""
-        from fce.state import sha256
         from fce.track import environment
 
-        inputs = {name: sha256(path)[:16] for name, path in self.inputs.items()}
+        inputs = {name: whole[:16] for name, whole in self.hashes.items()}
         return {
             **environment(),
             **self.tags,
@@ -92,6 +134,7 @@ def main(
     sliced: bool = True,
     seeded: bool = True,
     several: bool = False,
+    resumes: bool = False,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parse the command line, run the stage, and turn every end into a message and an exit code.
@@ -104,9 +147,11 @@ def main(
         sliced: whether the stage takes parameters.
         seeded: whether the stage takes a seed.
         several: whether the stage takes several seeds and arms; `{seed}` and `{arm}` in a path stand for each.
+        resumes: whether the stage keeps its state and goes on from it (fce/resume.py).
     """
     file = Path(sys.modules[run.__module__].__file__ or "")
-    stage, module = file.stem, ".".join(file.resolve().relative_to(ROOT).with_suffix("").parts)
+    code = file.resolve().relative_to(ROOT).as_posix()
+    stage, module = file.stem, code.removesuffix(".py").replace("/", ".")
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -124,6 +169,10 @@ def main(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one"
     )
     parser.add_argument("--threads", type=natural, default=0, help="CPU threads (default: torch's choice)")
+    if resumes:
+        parser.add_argument("--save-every", type=float, default=os.environ.get("FCE_SAVE_EVERY", "300"),
+                            help="seconds between two saved states, from which the same command goes on (default: "
+                            "FCE_SAVE_EVERY, or 300); a signal to stop saves one too")
     arguments = parser.parse_args(argv)
     command = shlex.join(["python", "-m", module, *(argv or sys.argv[1:])])
     open_door()
@@ -142,14 +191,22 @@ def main(
                 raise UserError(f"--out: {out} is a folder, but the output is a file")
             if any(out == job.out for job in jobs):
                 raise UserError(f"--out: {out} would be written by several runs; name it with {{seed}} and {{arm}}")
-            jobs.append(Job(stage, params, out, paths, seed, device, tags_of(out, stage), command))
-        execute(jobs, run if several else lambda jobs: run(jobs[0]), arguments.threads)
+            jobs.append(Job(stage, params, out, paths, seed, device, tags_of(out, stage), command, code))
+        start = run if several else lambda jobs: run(jobs[0])
+        execute(jobs, start, arguments.threads, arguments.save_every if resumes else None)
     except UserError as error:
         return fail(error, 2)
     except Stopped as error:
         return fail(error, 1)
-    except (MemoryError, OSError) as error:
-        return fail(error, 1)
+    except Interrupted as error:
+        return fail(error, 128 + error.signal)
+    except OSError as error:
+        return fail(f"{error}; when that is mended, run the same command again", 1)
+    except KeyboardInterrupt:
+        return fail("stopped by SIGINT", 130)
+    except Exception as error:  # the trace for whoever mends it, one line for the log's reader
+        traceback.print_exc()
+        return fail(fault(error), 1)
     return 0
 
 
@@ -160,12 +217,23 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def fault(error: Exception) -> str:
+    """One line on a fault of the machine's or ours."""
+    said = (str(error).splitlines() or [""])[0]
+    if isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said:
+        return f"out of memory ({said or 'the process'}); lower the batch in params.yaml, or run fewer jobs at once"
+    return f"{type(error).__name__}: {said}; the trace stands above"
+
+
 def place(path: str, arm: str, seed: int) -> Path:
     """The path of one run."""
     return Path(path.replace("{arm}", arm).replace("{seed}", str(seed)))
 
 
-def execute(jobs: list[Job], run: Callable[[list[Job]], None], threads: int) -> None:
+def execute(
+    jobs: list[Job], run: Callable[[list[Job]], None], threads: int, save_every: float | None = None
+) -> None:
+    """Run the jobs with their records; where `save_every` is given, with their state kept."""
     from fce.inputs import check
     from fce.numerics import settle
     from fce.track import Run
@@ -173,18 +241,36 @@ def execute(jobs: list[Job], run: Callable[[list[Job]], None], threads: int) -> 
     for job in jobs:
         check(job)
     settle(jobs[0].seed_for("torch"), threads)
-    with ExitStack() as records:
+    with ExitStack() as around:
         for job in jobs:
             tags = job.tags
             name = "/".join(filter(None, (tags.get("experiment"), tags.get("arm"), job.stage, f"seed-{job.seed}")))
-            record = Run(job.out.with_suffix(".run.jsonl"), name, tags, job.params, job.provenance())
-            job.record = records.enter_context(record)
+            record = Run(job.out.with_suffix(".run.jsonl"), name, tags, job.params, job.provenance(), job.key)
+            job.record = around.enter_context(record)
+        if save_every is not None:
+            from fce.resume import listening
+
+            keep_state(jobs, save_every)
+            around.enter_context(listening())
         run(jobs)
+    if jobs[0].resume:
+        shutil.rmtree(jobs[0].resume, ignore_errors=True)
+        with suppress(OSError):  # the state of another stage, or of other parameters, is there too
+            jobs[0].resume.parent.rmdir()
     for job in jobs:
         log.info("%s: wrote %s in %.1f s", job.stage, job.out, time.time() - job.started)
 
 
-def fail(error: Exception, code: int) -> int:
+def keep_state(jobs: list[Job], save_every: float) -> None:
+    """Give the jobs, which run as one, the folder of their state; say where one is that was made otherwise."""
+    folder = jobs[0].out.parent / ".resume" / f"{jobs[0].stage}-{digest([job.key for job in jobs])}"
+    for other in sorted(set(folder.parent.glob(f"{jobs[0].stage}-*")) - {folder}):
+        log.warning("%s is the state of a run with other parameters, seeds, data or code: not used", other)
+    for job in jobs:
+        job.resume, job.save_every = folder, save_every
+
+
+def fail(error: Exception | str, code: int) -> int:
     sys.stderr.write(f"error: {error}\n")
     return code
 

@@ -1,6 +1,7 @@
 """Files that are whole or absent: every output is written beside its place, then moved there."""
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -13,10 +14,13 @@ import torch
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; on success it becomes `path`, on failure it goes."""
+    """Yield a path beside `path` to write to; on success it becomes `path`, on failure it goes.
+
+    A stage's record is locked while it runs, so what a killed process left behind is written over by the next.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
+    partial = path.with_name(f".{path.name}.partial{path.suffix}")
     try:
         yield partial
         with open(partial, "rb") as file:
@@ -29,7 +33,14 @@ def atomic(path: str | Path) -> Iterator[Path]:
 def save(path: str | Path, content: dict[str, Any]) -> None:
     """Write a checkpoint: tensors, numbers, strings and containers of them only."""
     with atomic(path) as partial:
-        torch.save(content, partial)
+        partial.write_bytes(packed(content))
+
+
+def packed(content: dict[str, Any]) -> memoryview:
+    """A checkpoint as bytes: torch's own writing to a file hides why a disk refuses it."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getbuffer()
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:

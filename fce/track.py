@@ -2,7 +2,8 @@
 
 A stage writes its record (parameters, curves, scores) as lines of JSON beside its output; MLflow is a
 mirror of these files. A run longer than a minute is mirrored while it lasts; what is left is sent by
-`python -m fce.track`, which Snakemake calls at its end. A broken server warns and costs nothing.
+`python -m fce.track`, which Snakemake calls at its end. A broken server warns and costs nothing: sending again doubles
+nothing. The record is locked while its run lasts, so that two runs never write the same outputs.
 """
 
 import fcntl
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -20,9 +22,11 @@ from types import TracebackType
 from typing import Any
 
 from fce.progress import log
+from fce.stage import Interrupted, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 LIVE = 60.0  # seconds after which a running stage begins to be mirrored, and between two mirrorings
+PATIENCE = 15.0  # seconds that a run's end waits for MLflow
 
 
 @cache
@@ -55,34 +59,65 @@ def git(*arguments: str) -> str:
 class Run:
     """The record of one stage's run, and its mirror in MLflow.
 
+    The record of a run that did not end well is carried on by the next with the same key: what stands in it already is
+    not written twice. Any other is replaced.
+
     Args:
-        path: the record, a file of JSON lines; an older one there is replaced.
+        path: the record, a file of JSON lines.
         name: `<experiment>/<stage>/seed-<n>`, flat.
         tags: profile, experiment, stage, seed, arm.
         params: the stage's parameters.
         provenance: commit, lock, device, hashes of the inputs.
+        key: a hash of all that the result depends on.
+
+    Raises:
+        UserError: another process is writing this record.
     """
 
-    def __init__(self, path: Path, name: str, tags: dict[str, str], params: dict[str, Any], provenance: dict[str, Any]):
+    def __init__(self, path: Path, name: str, tags: dict[str, str], params: dict[str, Any], provenance: dict[str, Any],
+                 key: str):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        path.with_suffix(".sent").unlink(missing_ok=True)
-        self.file = open(path, "w", buffering=1)  # noqa: SIM115 - closed in __exit__
+        self.file = open(path, "a+", buffering=1)  # noqa: SIM115 - closed in __exit__
+        old = read_record(path)
+        self.lock(old)
+        if not old or old[0].get("key") != key or old[-1].get("status") == "FINISHED":
+            old = []
+        self.file.truncate(sum(len(json.dumps(line)) + 1 for line in old))  # a kill may have cut off the last line
+        self.seen = {(line["step"], *line["values"]) for line in old if line["kind"] == "metrics"}
         self.started = time.time()
-        self.write(kind="run", name=name, tags=tags, params=flat(params), provenance=provenance, time=now())
+        process = {"time": now(), "pid": os.getpid(), "host": platform.node()}
+        if old:
+            self.write(kind="again", **process)
+        else:
+            self.write(kind="run", id=uuid.uuid4().hex, key=key, name=name, tags=tags, params=flat(params),
+                       provenance=provenance, **process)
         self.over = threading.Event()
         self.mirror = threading.Thread(target=self.keep_sending, daemon=True)
         self.mirror.start()
+
+    def lock(self, old: list[dict[str, Any]]) -> None:
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            named = [f"process {line['pid']} on {line['host']}" for line in old if "pid" in line]
+            holder = (named or ["another process"])[-1]
+            raise UserError(f"{self.path.parent}: {holder} is making this output; wait for it, or stop it") from None
+        except OSError as error:
+            log.warning("%s can't be locked (%s): start no second run on the same outputs", self.path, error)
 
     def write(self, **line: Any) -> None:
         self.file.write(json.dumps(line) + "\n")
 
     def log(self, step: int, **values: float) -> None:
         """Record one step's metrics."""
-        self.write(kind="metrics", step=step, time=now(), values=values)
+        if (step, *values) not in self.seen:
+            self.write(kind="metrics", step=step, time=now(), values=values)
 
     def keep_sending(self) -> None:
         while not self.over.wait(LIVE):
+            send(self.path)
+        if time.time() - self.started > LIVE:
             send(self.path)
 
     def __enter__(self) -> "Run":
@@ -91,12 +126,20 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.over.set()
-        self.write(kind="end", status="FAILED" if kind else "FINISHED", time=now())
+        self.write(kind="end", status="FINISHED" if kind is None else "KILLED" if kind is Interrupted else "FAILED",
+                   time=now())
         self.file.close()
-        if time.time() - self.started > LIVE:
-            self.mirror.join()
-            send(self.path)
+        self.over.set()
+        self.mirror.join(PATIENCE)
+
+
+def read_record(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a record; a kill may have cut off the last."""
+    lines = []
+    for text in path.read_text().splitlines():
+        with suppress(ValueError):
+            lines.append(json.loads(text))
+    return lines
 
 
 def now() -> int:
@@ -120,24 +163,32 @@ def tracking_uri() -> str:
 
 def send(path: Path) -> bool:
     """Mirror one record in MLflow from where the last sending stopped; False, with a warning, if that fails."""
-    marker = path.with_suffix(".sent")  # "<run id> <lines sent>"
+    marker = path.with_suffix(".sent")  # "<record's id> <lines sent>"
     try:
         with open(lock_path(), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one sender at a time: the first creates the database
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-            run_id, sent = marker.read_text().split() if marker.exists() else ("", "0")
-            if int(sent) < len(lines):
-                run_id = mirror(lines, int(sent), run_id)
-                marker.write_text(f"{run_id} {len(lines)}")
+            lines = read_record(path)
+            sent = lines_sent(path, lines)
+            if sent < len(lines):
+                mirror(lines, sent)
+                marker.write_text(f"{lines[0]['id']} {len(lines)}")
         return True
     except Exception as error:  # any failure of the mirror, of whatever kind, must not cost the run
         log.warning(
             "MLflow (%s) did not take %s: %s. Send it later: python -m fce.track",
             tracking_uri(),
             path,
-            str(error).splitlines()[0][:200],
+            (str(error).splitlines() or [type(error).__name__])[0][:200],
         )
         return False
+
+
+def lines_sent(path: Path, lines: list[dict[str, Any]]) -> int:
+    """How many lines of this record MLflow has; the marker of an older record at this place counts for nothing."""
+    with suppress(OSError, ValueError):
+        own, sent = path.with_suffix(".sent").read_text().split()
+        return int(sent) if own == lines[0]["id"] else 0
+    return 0
 
 
 def lock_path() -> Path:
@@ -145,20 +196,22 @@ def lock_path() -> Path:
     return ROOT / "build" / ".mlflow.lock"
 
 
-def mirror(lines: list[dict[str, Any]], start: int, run_id: str) -> str:
-    """Send lines[start:] to the run, which is created where `run_id` is empty."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+def mirror(lines: list[dict[str, Any]], start: int) -> None:
+    """Send lines[start:] to the record's run in MLflow; what an interrupted sending has brought there stays single."""
+    for limit, value in (("MAX_RETRIES", "1"), ("TIMEOUT", "10")):
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{limit}", value)
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, RunTag
 
-    client = MlflowClient(tracking_uri=tracking_uri())
-    head = lines[0]
-    if not run_id:
-        profile = head["tags"].get("profile", "none")
-        experiment = client.get_experiment_by_name(f"fce-{profile}")
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment(f"fce-{profile}")
-        run = client.create_run(experiment_id, start_time=head["time"], run_name=head["name"], tags=head["tags"])
-        run_id = run.info.run_id
+    client, head = MlflowClient(tracking_uri=tracking_uri()), lines[0]
+    profile = head["tags"].get("profile", "none")
+    experiment = client.get_experiment_by_name(f"fce-{profile}")
+    place = experiment.experiment_id if experiment else client.create_experiment(f"fce-{profile}")
+    found = client.search_runs([place], f"tags.record = '{head['id']}'")
+    run = found[0] if found else client.create_run(
+        place, start_time=head["time"], run_name=head["name"], tags={**head["tags"], "record": head["id"]})
+    run_id = run.info.run_id
+    if start == 0:
         params = [Param(key, value) for key, value in head["params"].items()]
         tags = [RunTag(f"provenance.{key}", value) for key, value in flat(head["provenance"]).items()]
         client.log_batch(run_id, params=params[:100], tags=tags)
@@ -168,11 +221,10 @@ def mirror(lines: list[dict[str, Any]], start: int, run_id: str) -> str:
         if line["kind"] == "metrics"
         for name, value in line["values"].items()
     ]
-    for first in range(0, len(metrics), 1000):
+    for first in range(0, len(metrics), 1000):  # the same value at the same time and step is stored once
         client.log_batch(run_id, metrics=metrics[first : first + 1000])
     if lines[-1]["kind"] == "end":
         client.set_terminated(run_id, lines[-1]["status"], lines[-1]["time"])
-    return run_id
 
 
 def main() -> int:
@@ -192,10 +244,8 @@ def main() -> int:
 
 
 def unsent(path: Path) -> bool:
-    marker = path.with_suffix(".sent")
-    with suppress(OSError, ValueError, IndexError):
-        return int(marker.read_text().split()[1]) < len(path.read_text().splitlines())
-    return True
+    lines = read_record(path)
+    return lines_sent(path, lines) < len(lines)
 
 
 if __name__ == "__main__":

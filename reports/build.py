@@ -19,9 +19,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fce import params
 from fce.stage import UserError
-from reports import tables
+from reports import tables, verdicts
 from reports.origins import NOT_YET, failures, provenance, why_missing
-from reports.tables import DATA, Reason, number, write
+from reports.tables import DATA, Reason, write
+from reports.verdicts import ALONE, number
 
 HERE = Path(__file__).resolve().parent
 
@@ -73,11 +74,11 @@ def content(profile: str, build: Path, out: Path) -> list[Section]:
     if profile == "full":
         runs = [tables.convergence(figures.curves(folder, e, "joint"), profile, e) for e in chosen.toy]
         claims, printed, built = judged(pd.concat([scores, *runs]), folder, paper, why)
-        verdicts = [verdict for table in (claims, *printed) for verdict in table.frame["Verdict"]]
-        counts = ", ".join(f"{n} {verdict}" for verdict in tables.VERDICTS if (n := verdicts.count(verdict)))
+        given = [verdict for table in (claims, *printed) for verdict in table.frame["Verdict"]]
+        counts = ", ".join(f"{n} {verdict}" for verdict in verdicts.VERDICTS if (n := given.count(verdict)))
         criteria = Table("criteria", "How each verdict is decided", tables.criteria_table(paper), folded=True)
         sections: list[Section] = [
-            ("What holds", [Text(f"Of {len(verdicts)} claims and printed numbers: {counts}."), claims, criteria]),
+            ("What holds", [Text(f"Of {len(given)} claims and printed numbers: {counts}."), claims, criteria]),
             ("Scope", [Text(notes["scope"]), ran]),
             ("Methodology", [Text(notes["methodology"])]),
             ("Results", [*fits, *samples, *printed, *probe, *built, *training]),
@@ -108,14 +109,22 @@ def judged(scores: pd.DataFrame, folder: Path, paper: dict[str, Any],
         return shorten(why(*place).removeprefix("not run: "), 130, placeholder=" …")  # whole under Failures
 
     def table(entry: dict[str, Any], frame: pd.DataFrame, note: str = "") -> Table:
-        return Table(entry["where"].lower().replace(" ", ""), f"{entry['where']}. {entry['title']}", frame, note)
+        return Table(entry["where"].lower().replace(" ", ""), f"{entry['where']}. {entry['title']}", frame,
+                     note + alone(frame, paper["notes"]))
 
     interval = "Mean ± half-width of the 95 % t-interval over seeds; each seed leads to its provenance."
-    claims = Table("claims", "The paper's claims", tables.claims_table(scores, paper["claims"], brief),
-                   f"Differences are paired, seed by seed. {interval}")
+    judgements = tables.claims_table(scores, paper["claims"], brief)
+    claims = Table("claims", "The paper's claims", judgements,
+                   "Differences are paired, seed by seed; accuracies draw by draw of labels too, which their intervals "
+                   f"contain. {interval}{alone(judgements, paper['notes'])}")
     printed = [table(entry, tables.printed_table(scores, entry, brief),
                      f"{interval} Tolerance ±\u00a0{entry['tolerance']}.") for entry in paper["values"]]
     return claims, printed, [table(entry, tables.architecture_table(folder, entry)) for entry in paper["architectures"]]
+
+
+def alone(frame: pd.DataFrame, notes: dict[str, str]) -> str:
+    """What to say below a table that has the interval of a seed alone."""
+    return f" {notes['alone']}" if any(ALONE in plain(cell) for cell in frame.to_numpy().flat) else ""
 
 
 def experiment_blocks(scores: pd.DataFrame, experiment: str, kind: str, expected: dict[str, tuple[str, ...]],
@@ -138,7 +147,8 @@ def experiment_blocks(scores: pd.DataFrame, experiment: str, kind: str, expected
         frame = make(have, experiment, [row])
         if len(frame):
             seeds = make(have, experiment, [row, "Seed"])
-            blocks += [Table(f"{experiment}-{name}", title, frame, notes[name], folded=name == "modes"),
+            note = notes[name] + alone(frame, notes)
+            blocks += [Table(f"{experiment}-{name}", title, frame, note, folded=name == "modes"),
                        Table(f"{experiment}-{name}-seeds", f"{title}: each seed", seeds, folded=name != "trade")]
     return blocks
 
@@ -211,7 +221,7 @@ def render(profile: str, build: Path, page: Path) -> None:
         (out / f"{name}.svg").read_bytes()).decode()
     title = f"Reproduction of “{paper['title']}”"
     html = environment.get_template("template.html.j2").make_module(
-        {"title": title, "url": paper["url"], "profile": profile, "sections": sections, "verdicts": tables.VERDICTS})
+        {"title": title, "url": paper["url"], "profile": profile, "sections": sections, "verdicts": verdicts.VERDICTS})
     fragment = html.__dict__["table"]  # the template's macro
     for table in [block for _, blocks in sections for block in blocks if isinstance(block, Table)]:
         write(out / f"{table.name}.csv", table.frame.map(plain).to_csv(index=False).encode())

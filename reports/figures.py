@@ -4,7 +4,9 @@ A figure whose inputs are missing is not drawn: its `why` says what is missing, 
 """
 
 import io
+import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +25,17 @@ from matplotlib.ticker import EngFormatter
 from fce.arrays import read_arrays
 from fce.stage import UserError
 from reports.tables import ARMS, DATA, Reason, by_seed, write
+from reports.verdicts import Values
 
 WIDTH = 7.0  # inches, the report's text column
 FILL = {"left": 0.03, "right": 0.99, "bottom": 0.06, "top": 0.93}
 GRID = 8  # a sample figure shows the first 8 x 8 images, not chosen ones
-NAMES = ARMS | {"joint": "ours, pre-trained start"}
 CURVES = {"pretrain": ("step", "validation"), "joint": ("ebm_updates", "value", "accuracy_data", "accuracy_gen")}
-PALETTE = sns.color_palette("colorblind")
-COLOURS = dict(zip(ARMS, [PALETTE[i] for i in (7, 3, 0, 6, 2, 4, 1, 8, 7, 5, 9)], strict=True))
-LINES = [(), (), (4, 1.5), (7, 1, 1, 1, 1, 1), (5, 1, 1, 1), (1, 1), (6, 2), (3, 3), (2, 2), (3, 1, 1, 1, 1, 1),
-         (8, 2)]  # for grey prints
-DASHES = dict(zip(ARMS, LINES, strict=True))
+NAMES = ARMS | {"joint": "ours, pre-trained start"}
+PALETTE = [sns.color_palette("colorblind")[i] for i in (7, 3, 0, 6, 2, 4, 1, 8, 7, 5, 9)]
+COLOURS = dict(zip(ARMS, PALETTE, strict=True))
+LINES = [(), (), (4, 1.5), (7, 1, 2, 1), (5, 1, 1, 1), (1, 1), (6, 2), (3, 3), (2, 2), (3, 1, 1, 1, 1, 1), (8, 2)]
+DASHES = dict(zip(ARMS, LINES, strict=True))  # for grey prints
 SAMPLES = {"svhn": "Figures 3 and 5. ", "cifar10": "Figures 3 and 6. "}  # numbers in the paper
 STYLE = {"figure.dpi": 200, "savefig.dpi": 200, "svg.hashsalt": "fce", "axes.spines.top": False,
          "axes.spines.right": False, "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8,
@@ -115,9 +117,9 @@ def densities(folder: Path, experiments: list[str], scores: pd.DataFrame, out: P
         for ax, (label, (log_density, arm, model)) in zip(row[1:], panels.items(), strict=True):
             ax.imshow(np.exp(log_density).T, origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis",
                       vmin=0, vmax=np.exp(mle["truth"].max()))
-            value = by_seed(scores, experiment=experiment, arm=arm, name="log_likelihood", model=model)
+            values = by_seed(scores, experiment=experiment, arm=arm, name="log_likelihood", model=model).means
             rows.append({"experiment": experiment, "panel": label, "seed": seeds[experiment],
-                         "log_likelihood": value.get(seeds[experiment], math.nan)})
+                         "log_likelihood": values.get(seeds[experiment], math.nan)})
             ax.set_xlabel(f"{rows[-1]['log_likelihood']:.3f}")
         row[0].set(ylabel=experiment, xlabel="log-likelihood:")
         for ax in row:
@@ -196,7 +198,7 @@ def samples(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
 def probe(folder: Path, experiments: list[str], scores: pd.DataFrame, out: Path, why: Reason) -> Figure:
     """Figure 4: accuracy of a linear classifier on the EBM's features against the number of labels."""
     name, title = "figure4", "Figure 4. Accuracy of a linear classifier on the EBM's features"
-    chosen = scores[scores["name"].isin(["accuracy", "accuracy_all_layers"])]
+    chosen = accuracies(scores[scores["name"].isin(["accuracy", "accuracy_all_layers"])])
     drawn = [experiment for experiment in experiments if experiment in set(chosen["experiment"])]
     if not drawn:
         return Figure(name, title, "", why(experiments[0], "joint", "probe"))
@@ -205,15 +207,32 @@ def probe(folder: Path, experiments: list[str], scores: pd.DataFrame, out: Path,
         here = chosen[chosen["experiment"] == experiment]
         for ax, layers in zip(row, ("accuracy", "accuracy_all_layers"), strict=True):
             ax.set_xscale("log")
-            lines(ax, here[(here["name"] == layers) | (here["arm"] == "supervised")], "labels", "value")
+            curves = here[(here["name"] == layers) | (here["arm"] == "supervised")]
+            ends = [curves["mean"] + sign * curves["half_width"].fillna(0) for sign in (-1, 0, 1)]
+            # of the three, the mean is the line, the lowest and the highest are the band
+            lines(ax, pd.concat([curves.assign(value=end) for end in ends], ignore_index=True), "labels", "value")
+            low, high = ax.get_ylim()  # the interval of few seeds may leave what an accuracy can be
             ax.set(xlabel="labelled examples", ylabel="accuracy" if ax is row[0] else "")
+            ax.set_ylim(max(low, 0), min(high, 1))
         row[0].set_title(f"{DATA.get(experiment, experiment)}, top layer")
         row[1].set_title("all hidden layers")
     legend(canvas, axes[0])
-    save(canvas, out, name, chosen[["experiment", "arm", "seed", "name", "labels", "value"]], folder.name)
-    return Figure(name, title, "Test accuracy; mean over seeds, band from the lowest to the highest. Left as in the "
+    save(canvas, out, name, chosen, folder.name)
+    return Figure(name, title, "Test accuracy; mean over seeds and draws of the labelled examples, and its 95 % "
+                               "interval over both (of a seed alone, over draws and test images). Left as in the "
                                "paper, which draws SVHN; its label counts are not in its text. The supervised net is "
                                "trained end to end, and the same on both sides.")
+
+
+def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean and half-width over seeds and draws of labels, for each experiment, arm, name and label count."""
+    rows = []
+    for place, group in scores.groupby(keys := ["experiment", "arm", "name", "labels"]):
+        values = Values.of(group)
+        mean, half = values.interval()
+        rows.append({**dict(zip(keys, place, strict=True)), "seeds": len(values), "draws": values.at.shape[1],
+                     "mean": mean, "half_width": half})
+    return pd.DataFrame(rows, columns=[*keys, "seeds", "draws", "mean", "half_width"])
 
 
 def training(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
@@ -228,14 +247,23 @@ def training(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
     axes[0].set(title="Glow, maximum likelihood", xlabel="step",
                 ylabel="validation, nats" if "mse_ema" in joint else "validation, bits/dim")
     lines(axes[1], joint, "ebm_updates", "value")
-    axes[1].axhline(-2 * math.log(2), color="0.3", linewidth=0.8)
-    axes[1].set(title="value V (grey: -2 log 2)", xlabel="EBM updates", ylabel="")
+    known = levels(folder / experiment / "params" / "joint", joint["arm"])
+    for level in known:
+        axes[1].axhline(level, color="0.3", linewidth=0.8)
+    axes[1].set(title="value V (grey: p = q)" if known else "value V", xlabel="EBM updates", ylabel="")
     lines(axes[2], joint, "ebm_updates", "accuracy_data", linestyle="-", errorbar=None)
     lines(axes[2], joint, "ebm_updates", "accuracy_gen", linestyle=":", errorbar=None)
     axes[2].set(title="accuracy (dotted: samples)", xlabel="EBM updates", ylabel="", ylim=(0, 1))
     legend(canvas, axes[1:2])
     save(canvas, out, name, joint, folder.name)
     return Figure(name, title, "")
+
+
+def levels(folder: Path, arms: Iterable[str]) -> set[float]:
+    """V (eq. 4) where p = q, -2 log 2 with as many samples as points, by the slices of these arms' parameters."""
+    slices = [path for arm in set(arms) if (path := folder / f"{arm}.json").exists()]
+    ratios = {json.loads(path.read_text())["joint"]["noise_ratio"] for path in slices}
+    return {ratio * math.log(ratio) - (1 + ratio) * math.log(1 + ratio) for ratio in ratios}
 
 
 def legend(canvas: Canvas, axes: np.ndarray) -> None:

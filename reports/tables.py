@@ -1,4 +1,4 @@
-"""Scores in, tables out: means over seeds with intervals, and verdicts against the paper.
+"""Scores in, tables out: means with intervals, and verdicts against the paper.
 
 Pure functions. Scores are a frame with one row per number; a table is a frame of text, in which a cell may
 also be a list of (text, anchor): links to rows of the provenance table.
@@ -17,10 +17,19 @@ from pydantic import ValidationError
 
 from eval.score import read_scores
 from fce.stage import UserError
+from reports.verdicts import (
+    ALONE,
+    Values,
+    bound_verdict,
+    estimate,
+    number,
+    ordering_verdict,
+    refuse_quick,
+    value_verdict,
+)
 
-COLUMNS = ["profile", "experiment", "seed", "arm", "measure", "name", "model", "labels", "value"]
-VERDICTS = ["reproduced", "near", "undetermined", "not reproduced", "refuted", "contradicted", "not refuted", "not run",
-            "unverified", "same", "differs"]
+COLUMNS = ["profile", "experiment", "seed", "arm", "measure", "name", "model", "labels", "value",
+           "standard_error", "draws"]
 CONVERGED = 0.2  # mean squared error of log p at which a 2D run counts as converged; paper.yaml says why
 DATA = {"svhn": "SVHN", "cifar10": "CIFAR-10", "digits": "digits (8×8, not the paper's)",
         "ring-tight": "ring, tight modes", "ring-paper": "ring, the paper's literal recipe"}
@@ -28,7 +37,8 @@ ARMS = {"mle": "MLE", "joint": "ours", "joint-from-random": "ours, random start"
         "residual": "ours, residual EBM", "frozen-flow": "NCE, frozen Glow",
         "gaussian-noise": "NCE, Gaussian noise", "mle-continued": "MLE continued", "random-init": "random weights",
         "dcgan": "DCGAN", "supervised": "supervised"}
-MODELS = {"flow": "Glow", "ebm": "EBM", "features": "features", "network": "network", "data": "data"}
+MODELS = {"flow": "Glow", "generator": "generator", "ebm": "EBM", "features": "features", "network": "network",
+          "data": "data"}
 HEADINGS = {"kl": "KL", "jsd": "JSD", "total_variation": "TV", "smallest_mode_mass": "smallest mode",
             "mass_outside": "mass outside", "mse_log_density": "MSE, learned c",
             "mse_log_density_normalised": "MSE, exact Z", "log_z_error": "log Z error",
@@ -47,8 +57,10 @@ HEADINGS = {"kl": "KL", "jsd": "JSD", "total_variation": "TV", "smallest_mode_ma
             "log_z_error_ais_reverse": "reverse AIS − truth", "ais_gap": "gap of AIS, nats",
             "ais_gap_bits": "gap of AIS, bits/dim",
             "bits_per_dim_validation": "validation bits/dim", "frechet_inception_distance": "FID",
-            "frechet_inception_distance_infinity": "FID∞", "kernel_inception_distance": "KID",
-            "frechet_distance": "FD", "frechet_distance_infinity": "FD∞", "kernel_distance": "KD",
+            "frechet_inception_distance_infinity": "FID∞", "frechet_inception_distance_test": "FID to test",
+            "kernel_inception_distance": "KID",
+            "frechet_distance": "FD", "frechet_distance_infinity": "FD∞", "frechet_distance_test": "FD to test",
+            "kernel_distance": "KD",
             "precision": "precision", "recall": "recall", "accuracy": "accuracy", "effective_rank": "effective rank"}
 FLOORS = ("frechet_inception_distance", "kernel_inception_distance", "frechet_distance", "kernel_distance", "precision",
           "recall")
@@ -99,7 +111,8 @@ def score_files(folder: Path) -> list[dict[str, Any]]:
 def score_table(files: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """One row per score, with COLUMNS."""
     rows = [{**file, **score} for file in files for score in file["scores"]]
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float, "seed": int, "labels": float})
+    return pd.DataFrame(rows, columns=COLUMNS).astype(
+        {"value": float, "seed": int, "labels": float, "standard_error": float})
 
 
 def convergence(joint: pd.DataFrame, profile: str, experiment: str) -> pd.DataFrame:
@@ -111,93 +124,14 @@ def convergence(joint: pd.DataFrame, profile: str, experiment: str) -> pd.DataFr
     for (seed, arm), run in joint.groupby(["seed", "arm"]) if "mse_ema" in joint else []:
         below = run.loc[run["mse_ema"] < CONVERGED, "ebm_updates"]
         value = below.min() if len(below) else run["ebm_updates"].max()
-        rows.append([profile, experiment, seed, arm, "joint", "updates_to_converge", "ebm", math.nan, value])
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float, "seed": int})
+        rows.append({"profile": profile, "experiment": experiment, "seed": seed, "arm": arm, "measure": "joint",
+                     "name": "updates_to_converge", "model": "ebm", "value": value})
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float, "seed": int, "standard_error": float})
 
 
-def interval(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % t-interval over seeds; one seed has no half-width (NaN)."""
-    from scipy.stats import t  # takes a second to import
-
-    x = np.asarray(list(values), dtype=float)
-    if len(x) < 2:
-        return (float(x[0]) if len(x) else math.nan), math.nan
-    with np.errstate(invalid="ignore"):  # a seed that diverged to infinity leaves no half-width either
-        return float(x.mean()), float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
-
-
-def by_seed(scores: pd.DataFrame, **keys: str) -> pd.Series:
-    """The value at each seed of the scores with these columns; of several label counts, their mean."""
-    chosen = scores[np.logical_and.reduce([scores[key] == value for key, value in keys.items()])]
-    return chosen.groupby("seed")["value"].mean(skipna=False)
-
-
-def paired(first: pd.Series, second: pd.Series) -> pd.Series:
-    """first - second at the seeds that both have."""
-    common = first.index.intersection(second.index)
-    return first[common] - second[common]
-
-
-def value_verdict(values: Iterable[float], paper: float, tolerance: float) -> str:
-    """The verdict on a printed number, from ours at each seed."""
-    values = list(values)
-    mean, half = interval(values)
-    if not values:
-        return "not run"
-    if not half <= tolerance:  # so written that a missing half-width, too, is undetermined
-        return "undetermined"
-    off = abs(mean - paper)
-    return "reproduced" if off <= tolerance else "near" if off <= 2 * tolerance else "not reproduced"
-
-
-def ordering_verdict(differences: Iterable[float], low: float, high: float) -> str:
-    """The verdict on the claim that a paired difference lies within (low, high)."""
-    differences = list(differences)
-    mean, half = interval(differences)
-    if not differences:
-        return "not run"
-    if low < mean - half and mean + half < high:
-        return "reproduced"
-    return "not reproduced" if mean + half <= low or mean - half >= high else "undetermined"
-
-
-def bound_verdict(by_certificate: Iterable[float], by_ais: Iterable[float]) -> str:
-    """The verdict on "the EBM's bits/dim are below Glow's", from lower bounds on the EBM's bits/dim minus Glow's.
-
-    `refuted` where the certificate is above Glow, `contradicted` where only AIS is, else `not refuted`: nothing here
-    bounds the EBM's bits/dim from above. Over seeds the whole t-interval must be above; a seed alone counts by itself.
-    """
-    def above(differences: list[float]) -> bool:
-        mean, half = interval(differences)
-        return mean - (half if len(differences) > 1 else 0.0) > 0
-
-    certified, annealed = list(by_certificate), list(by_ais)
-    if not certified:
-        return "not run"
-    return "refuted" if above(certified) else "contradicted" if above(annealed) else "not refuted"
-
-
-def refuse_quick(profiles: Iterable[str]) -> None:
-    """Raise ValueError at a number that was not made with the paper's sizes."""
-    others = sorted(set(profiles) - {"full"})
-    if others:
-        raise ValueError(f"numbers of the profile '{others[0]}' are not of the paper's sizes: they get no "
-                         "verdict against the paper and stay out of its tables")
-
-
-def number(x: float, half: float = math.nan) -> str:
-    """x ± half with two significant digits of half; without a half-width, x with four."""
-    if math.isfinite(half) and half > 1e-9 * abs(x):  # less is the rounding of equal numbers
-        decimals = max(0, 1 - math.floor(math.log10(half)))
-        text = f"{x:.{decimals}f} ± {half:.{decimals}f}"
-    else:
-        text = (f"{x:.0f}" if abs(x) >= 1000 else f"{x:#.4g}") + (" ± 0" if math.isfinite(half) else "")
-    return text.replace("-", "−") if math.isfinite(x) else text
-
-
-def estimate(values: pd.Series) -> str:
-    """Mean ± half-width over seeds."""
-    return number(*interval(values)) if len(values) else "–"
+def by_seed(scores: pd.DataFrame, **keys: str) -> Values:
+    """The scores with these columns."""
+    return Values.of(scores[np.logical_and.reduce([scores[key] == value for key, value in keys.items()])])
 
 
 def links(seeds: Iterable[int], experiment: str, arm: str, stage: str) -> list[tuple[str, str]]:
@@ -220,7 +154,7 @@ def printed_table(scores: pd.DataFrame, table: dict[str, Any], why: Reason) -> p
         values = by_seed(scores, **{k: entry[k] for k in ("experiment", "arm", "measure", "name", "model")})
         verdict = value_verdict(values, entry["paper"], entry["tolerance"])
         rows.append({"Data": entry["row"], "Model": entry["column"], "Paper": f"{entry['paper']:.2f}",
-                     "Ours": estimate(values), "Seeds": links(values.index, experiment, arm, measure),
+                     "Ours": estimate(values), "Seeds": links(values.at.index, experiment, arm, measure),
                      **conclusion(verdict, entry, why(experiment, arm, measure))})
     return pd.DataFrame(rows)
 
@@ -234,13 +168,12 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
         sides = [keys | claim[side] for side in ("first", "second") if side in claim]
         judged = scores[~(scores["labels"] > claim.get("most_labels", math.inf))]
         first, *others = (by_seed(judged, **side) for side in sides)
-        second = others[0] if others else 0 * first
-        difference, arm = paired(first, second), claim["first"]["arm"]
-        holds = int(((claim["low"] < difference) & (difference < claim["high"])).sum())
+        difference, arm = first - others[0] if others else first, claim["first"]["arm"]
+        holds = int(((claim["low"] < difference.means) & (difference.means < claim["high"])).sum())
         lacking = sides[-1 if len(first) else 0]
         missing = why(experiment, lacking["arm"], lacking["measure"])
         if "bound" in claim:  # a second, tighter bound that is less certain
-            tighter = paired(by_seed(scores, **(sides[0] | {"name": claim["bound"]})), second)
+            tighter = by_seed(scores, **(sides[0] | {"name": claim["bound"]})) - others[0]
             ended = conclusion(bound_verdict(difference, tighter), claim, missing)
             if len(tighter):
                 ended["Note"] = f"the certificate's difference; by AIS {estimate(tighter)}"
@@ -248,7 +181,7 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
             ended = conclusion(ordering_verdict(difference, claim["low"], claim["high"]), claim, missing)
         rows.append({"Claim": claim["claim"], "Data": DATA.get(experiment, experiment),
                      "Difference": estimate(difference), "Holds in": f"{holds} of {len(difference)}",
-                     "Seeds": links(difference.index, experiment, arm, claim["measure"]), **ended})
+                     "Seeds": links(difference.at.index, experiment, arm, claim["measure"]), **ended})
     rows.sort(key=lambda row: row["Verdict"] == "not run")  # what has a verdict comes first
     return pd.DataFrame(rows)
 
@@ -292,7 +225,7 @@ def shown(scores: pd.DataFrame, experiment: str) -> pd.DataFrame:
     rows, order = [], list(ARMS)
     for row in scores[scores["experiment"] == experiment].to_dict("records"):
         arm, name, model = row["arm"], row["name"], row["model"]
-        label = f"{MODELS[model]} ({ARMS.get(arm, arm)})" if (arm, model) != ("dcgan", "flow") else ARMS[arm]
+        label = f"{MODELS[model]} ({ARMS.get(arm, arm)})"
         if model == "data" and name in BASELINES:
             name, label = BASELINES[name]
         if name.endswith("_all_layers"):
@@ -318,8 +251,10 @@ def spread(scores: pd.DataFrame, rows: list[str], column: str) -> pd.DataFrame:
     table = []
     for row, group in scores.groupby(rows, sort=False):
         cells, n = dict(zip(rows, map(str, row), strict=True)), group["Seed"].nunique()
-        for heading, values in group.groupby(column)["value"]:
-            cells[str(heading)] = estimate(values) + (f" (n = {len(values)})" if len(values) < n else "")
+        for heading, cell in group.groupby(column):
+            values = Values.of(cell)
+            text = number(values.interval()[0]) if "Seed" in rows else estimate(values)
+            cells[str(heading)] = text + (f" (n = {len(values)})" if len(values) < n and ALONE not in text else "")
         table.append(cells if "Seed" in rows else cells | {"Seeds": str(n)})
     return pd.DataFrame(table, columns=[*rows, *columns, *([] if "Seed" in rows else ["Seeds"])]).fillna("–")
 
@@ -369,9 +304,10 @@ def rank_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.Dat
 def trade_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:
     """Glow after joint training minus before, by Arm or by Arm and Seed: Fréchet distance, and its cost in bits/dim."""
     flows, changes = scores[(scores["experiment"] == experiment) & (scores["model"] == "flow")], []
-    for place, arm in enumerate(arm for arm in ARMS if arm not in ("mle", "dcgan")):
+    for place, arm in enumerate(arm for arm in ARMS if arm != "mle"):
         for name in ("frechet_inception_distance", "frechet_distance", "bits_per_dim"):
-            change = paired(*(by_seed(flows, arm=side, name=name) for side in (arm, "mle")))
-            changes += [[place, ARMS[arm], seed, HEADINGS[name], value] for seed, value in change.items()]
-    frame = pd.DataFrame(changes, columns=["place", "Arm", "Seed", "Measure", "value"])
-    return spread(frame.sort_values(["place", "Seed"], kind="stable"), rows, "Measure")
+            change = by_seed(flows, arm=arm, name=name) - by_seed(flows, arm="mle", name=name)
+            changes += [[place, ARMS[arm], seed, seed, HEADINGS[name], value, error, None]
+                        for seed, value, error in zip(change.at.index, change.means, change.errors, strict=True)]
+    columns = ["place", "Arm", "Seed", "seed", "Measure", "value", "standard_error", "draws"]
+    return spread(pd.DataFrame(changes, columns=columns).sort_values(["place", "Seed"], kind="stable"), rows, "Measure")

@@ -1,19 +1,25 @@
 """The measures against closed forms and independent computations."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from eval import bits_per_dim, log_z, probe, supervised
 from eval.bits_per_dim import simple_codes
 from eval.density import Cells, divergence, integral, jensen_shannon, measure
 from eval.labelled import draws, middle, subset
-from eval.probe import accuracy, effective_rank, extract, open_maps
+from eval.probe import classify, effective_rank, extract, open_maps
+from eval.score import accuracy_score, standard_error
 from fce.data.data import Images, Points
 from fce.data.toy import grid
+from fce.energy import make_energy
+from fce.flow.glow import Gaussian
 from fce.stage import Job
 
+PARTS = ("train", "validation", "test")
 RING = {"source": "ring", "modes": 8, "radius": 2.0, "std": 0.3, "validation": 10, "test": 500}
 
 
@@ -111,6 +117,59 @@ def test_simple_codes_cost_what_they_should(tmp_path) -> None:
     assert histogram.value == pytest.approx(-math.log2(16 / 31))  # 15 of its level seen, and one of each level
 
 
+def test_the_bootstraps_error_is_the_formulas_and_the_same_each_time() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(300, generator=generator) < 0.9, 5 * torch.randn(400, generator=generator)
+    errors = [x.double().std(correction=0).item() / len(x) ** 0.5 for x in (a, b)]
+    assert standard_error(b) == pytest.approx(errors[1], rel=0.1)
+    assert standard_error(a, b) == pytest.approx(math.hypot(*errors) / 2, rel=0.1)
+    assert standard_error(b) == standard_error(b)
+    assert standard_error(b[:1]) is None
+
+
+def test_an_accuracy_keeps_its_draws_and_its_error_is_over_test_images() -> None:
+    right = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]]).bool()
+    score = accuracy_score("accuracy", "features", right, "here", 50)
+    assert (score.value, score.n, score.labels) == (pytest.approx(4 / 6), 6, 50)
+    assert score.draws == pytest.approx([3 / 6, 4 / 6, 5 / 6])
+    assert score.standard_error == pytest.approx(right.double().mean(0).std(correction=0).item() / 6**0.5, rel=0.1)
+    assert score.protocol == "here; mean over 3 draws of labels"
+
+
+def test_what_is_measured_per_image_has_a_standard_error(tmp_path, monkeypatch) -> None:
+    """The stages themselves, on noise: a seed that is alone has an interval then."""
+    rng = np.random.default_rng(0)
+    arrays = {f"{part}_images": rng.integers(0, 17, (40, 8, 8, 1)).astype(np.uint8) for part in PARTS}
+    np.savez(tmp_path / "data.npz", levels=17, **arrays, **{f"{part}_labels": np.arange(40) % 10 for part in PARTS})
+    energy = {"layers": "conv", "widths": [2, 3], "slope": 0.2}
+    params = {
+        "energy": energy,
+        "probe": {"labels": [20], "draws": 3, "inverse_l2": [0.1]},
+        "supervised": {"batch": 8, "updates": 2, "epochs": 1, "validations": 1, "lr": [1e-3], "weight_decay": [0.01]},
+        "bits_per_dim": {"draws": 2, "batch": 20},
+        "log_z": {"samples": 512, "batch": 256, "level": 0.99, "chains": 4, "temperatures": 2, "leapfrog": 1},
+    }
+    inputs = {"data": tmp_path / "data.npz", "model": tmp_path / "joint.pt"}
+    models = make_energy((1, 8, 8), energy).requires_grad_(False), Gaussian((1, 8, 8))
+    found: dict[str, dict] = {}
+    for stage in (bits_per_dim, log_z, probe, supervised):
+        name = stage.__name__.removeprefix("eval.")
+        needed = {key: inputs[key] for key in (["data"] if stage in (probe, supervised) else inputs)}
+        job = Job(name, params, tmp_path, needed, seed=0, device="cpu", tags={}, command="")
+        job.record = SimpleNamespace(log=lambda *_, **__: None)
+        monkeypatch.setattr(stage, "load_models", lambda *_: models, raising=False)
+        monkeypatch.setattr(stage, "write_scores", lambda _, scores, name=name: found.update(
+            {name: {(score.name, score.labels): score for score in scores}}))
+        stage.run(job)
+    assert all(score.standard_error > 0 for score in found["bits_per_dim"].values())
+    assert found["bits_per_dim"]["bits_per_dim", None].n == 40
+    assert found["log_z"]["told_apart", None].standard_error is not None
+    for name in ("probe", "supervised"):
+        few, every = (found[name]["accuracy", count] for count in (20, 40))
+        assert (len(few.draws), len(every.draws)) == (3, 1) and few.n == every.n == 40
+        assert few.standard_error > 0
+
+
 def test_labelled_subsets_are_balanced_nested_and_drawn_by_seed() -> None:
     labels = np.repeat(np.arange(10), 30)
     small, large = subset(labels, 50, seed=1), subset(labels, 120, seed=1)
@@ -160,5 +219,5 @@ def test_the_probe_separates_what_is_separable_and_guesses_what_is_not() -> None
     noise = {part: rng.normal(size=(400, 30)) for part in labels}
     clear = {part: noise[part] + 8 * np.eye(30)[labels[part]] for part in labels}
     index = subset(labels["train"], 100, seed=0)
-    assert accuracy(clear, labels, index, [0.01, 1.0]) > 0.99
-    assert accuracy(noise, labels, index, [0.01, 1.0]) < 0.25
+    assert classify(clear, labels, index, [0.01, 1.0]).mean() > 0.99
+    assert classify(noise, labels, index, [0.01, 1.0]).mean() < 0.25

@@ -120,7 +120,7 @@ def test_extrapolation_removes_the_bias_of_a_finite_sample() -> None:
 
 def test_the_standard_error_is_the_spread_of_samples_drawn_again() -> None:
     settings, real = {**SETTINGS, "infinity": {"points": 3, "smallest": 0.5}}, reference(normal(0, 1000, 3))
-    scores = [fid.of_samples(normal(seed, 400, 3, scale=1.4), real, settings, "")[0] for seed in range(1, 61)]
+    scores = [fid.of_samples(normal(seed, 400, 3, scale=1.4), real, settings, "flow", "")[0] for seed in range(1, 61)]
     spread = np.std([score.value for score in scores], ddof=1)
     errors = np.mean([score.standard_error**2 for score in scores]) ** 0.5
     assert errors == pytest.approx(spread, rel=0.3)
@@ -160,7 +160,8 @@ def scores(files: dict[str, Path], arm: str = "mle") -> dict[str, dict]:
 def test_every_score_says_what_it_is_and_none_is_called_fid(files) -> None:
     assert measured(files) == 0 and measured(files, "joint") == 0
     found, joint = scores(files), scores(files, "joint")
-    samples = {"frechet_distance", "frechet_distance_infinity", "kernel_distance", "precision", "recall"}
+    samples = {"frechet_distance", "frechet_distance_infinity", "frechet_distance_test", "kernel_distance", "precision",
+               "recall"}
     floors = {"frechet_distance_floor", "frechet_distance_halves", "kernel_distance_floor"}
     assert set(joint) == samples
     assert set(found) == samples | floors | {"precision_floor", "recall_floor"}
@@ -171,9 +172,26 @@ def test_every_score_says_what_it_is_and_none_is_called_fid(files) -> None:
     assert "1097 floor-quantised samples, against all 600 training images" in distance["protocol"]
     assert "4 disjoint parts of 274" in distance["protocol"]
     assert 0 < distance["standard_error"] < distance["value"]
+    assert [name for name, score in found.items() if score["standard_error"]] == ["frechet_distance"]
+    assert "whose subsets overlap" in found["frechet_distance_infinity"]["protocol"]
     assert found["frechet_distance_floor"]["n"] == 100 and found["frechet_distance_halves"]["n"] == 300
     for name in ("frechet_distance", "frechet_distance_floor", "frechet_distance_halves"):  # all are real digits
         assert 0 < found[name]["value"] < 0.05 * frechet_of_noise(files), name
+
+
+def test_the_secondary_distance_is_to_the_test_images(files) -> None:
+    """By numpy and scipy, from the same features."""
+    assert measured(files, "joint") == 0
+    look = fid.classifier(files["features"], "cpu")
+    drawn, test = (extract(look, images, 64, "cpu").numpy() for images in (real_digits()[700:], real_digits()[600:700]))
+    s, t = np.cov(drawn.T), np.cov(test.T)
+    expected = ((drawn.mean(0) - test.mean(0)) ** 2).sum() + np.trace(s + t - 2 * sqrtm(s @ t).real)
+    assert {score["model"] for score in scores(files, "joint").values()} == {"flow"}
+    assert measured(files, "dcgan") == 0
+    assert {score["model"] for score in scores(files, "dcgan").values()} == {"generator"}
+    score = scores(files, "joint")["frechet_distance_test"]
+    assert score["value"] == pytest.approx(expected, rel=1e-6)
+    assert "against the 100 test images" in score["protocol"]
 
 
 def frechet_of_noise(files: dict[str, Path]) -> float:
@@ -225,9 +243,10 @@ def test_samples_that_cannot_be_measured_are_refused(files, capfd, samples, says
 def test_floors_are_left_out_where_only_they_have_too_few_images(files, tmp_path, capfd) -> None:
     look_through(tmp_path, 350)
     assert measured(files, draws=2, infinity={"points": 3, "smallest": 0.5}) == 0
-    assert not any(name.endswith(("_floor", "_halves")) for name in scores(files))
+    assert not any(name.endswith(("_floor", "_halves", "_test")) for name in scores(files))
     said = capfd.readouterr().err
-    assert "no floor: 100 test images" in said and "no distance of halves: 300 training images" in said
+    assert "no floor: 100 test images" in said and "no distance to the 100 test images" in said
+    assert "no distance of halves: 300 training images" in said
 
 
 @pytest.fixture(scope="module")

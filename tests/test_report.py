@@ -10,15 +10,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from eval.score import Score, ScoreFile
-from fce import params
+from fce import objective, params
 from fce.stage import UserError
-from reports import build, origins, tables
+from reports import build, figures, origins, tables, verdicts
+from reports.verdicts import Values
 
 PAPER = build.read_paper()
 TABLE1, TABLE2 = PAPER["values"]
 COMMAND = "python -m eval.fid <script>alert(1)</script>"
+
+
+def values(*at_seeds: float, errors: float | list[float] = math.nan, draws: list[list[float]] | None = None) -> Values:
+    """Values at seeds 0, 1, …"""
+    n = len(draws or at_seeds)
+    rows = {"seed": range(n), "value": at_seeds or 0.0, "standard_error": errors, "draws": draws or [None] * n}
+    return Values.of(pd.DataFrame(rows))
 
 
 def put(root: Path, profile: str, experiment: str, arm: str, measure: str, values: dict[int, float], **score) -> None:
@@ -63,17 +72,40 @@ def page(root: Path, profile: str) -> str:
 
 
 def test_interval_is_students():
-    mean, half = tables.interval([1.0, 2.0, 3.0])
+    mean, half = values(1.0, 2.0, 3.0, errors=9.0).interval()
     assert mean == 2.0
     assert half == pytest.approx(4.302653 * 1.0 / math.sqrt(3), rel=1e-6)  # t of 2 degrees of freedom, by a table
-    assert math.isnan(tables.interval([1.0])[1])
+    assert values(1.0, errors=0.1).interval() == (1.0, pytest.approx(0.196))  # a seed alone: its own standard error
+    assert math.isnan(values(1.0).interval()[1])
+
+
+def test_seeds_and_draws_are_crossed():
+    """Effects of 4 seeds, of 5 draws that all seeds share, and of each pair: 95 % of the intervals hold the mean."""
+    rng, n = np.random.default_rng(0), 1000
+    table = (0.02 * rng.normal(size=(n, 4, 1)) + 0.03 * rng.normal(size=(n, 1, 5)) + 0.01 * rng.normal(size=(n, 4, 5)))
+    both = [values(draws=each.tolist()).interval() for each in table]
+    seeds = [values(*each.mean(1)).interval() for each in table]
+    assert np.mean([abs(mean) < half for mean, half in both]) == pytest.approx(0.96, abs=0.025)
+    assert np.mean([abs(mean) < half for mean, half in seeds]) < 0.9  # over seeds alone they would be too narrow
+    mean, half = values(draws=[[0.5, 0.6, 0.7]], errors=0.05).interval()
+    assert (mean, half) == (pytest.approx(0.6), pytest.approx(math.hypot(4.302653 * 0.1 / 3**0.5, 1.96 * 0.05)))
+    assert math.isnan(values(draws=[[0.5, 0.6, 0.7]]).interval()[1])
+
+
+def test_differences_are_paired_in_draws_too():
+    """What a draw does to both arms leaves their difference."""
+    easy = np.array([0.0, 0.2, -0.1])
+    first, second = (values(draws=[list(level + easy), list(level + 0.01 + easy)]) for level in (0.7, 0.5))
+    assert (first - second).interval() == (pytest.approx(0.2), pytest.approx(0, abs=1e-9))
+    every = pd.DataFrame({"seed": [0, 0], "value": [0.6, 0.9], "standard_error": 0.1, "draws": [[0.5, 0.7], [0.9]]})
+    assert Values.of(every).at.to_numpy() == pytest.approx(np.array([[0.7, 0.8]]))  # all labels have one draw
 
 
 @pytest.mark.parametrize(
-    ("values", "verdict"),
+    ("at_seeds", "verdict"),
     [
         ([], "not run"),
-        ([10.0], "undetermined"),  # one seed has no interval
+        ([10.0], "undetermined"),  # one seed has no interval, where its score has no error
         ([9.9, 10.0, 10.1], "reproduced"),
         ([11.4, 11.5, 11.6], "near"),
         ([12.4, 12.5, 12.6], "not reproduced"),
@@ -82,8 +114,8 @@ def test_interval_is_students():
         ([10.0, 10.0, math.nan], "undetermined"),
     ],
 )
-def test_verdict_on_a_number(values, verdict):
-    assert tables.value_verdict(values, paper=10.0, tolerance=1.0) == verdict
+def test_verdict_on_a_number(at_seeds, verdict):
+    assert verdicts.value_verdict(values(*at_seeds), paper=10.0, tolerance=1.0) == verdict
 
 
 @pytest.mark.parametrize(
@@ -99,13 +131,75 @@ def test_verdict_on_a_number(values, verdict):
     ],
 )
 def test_verdict_on_an_ordering(differences, verdict):
-    assert tables.ordering_verdict(differences, low=0.0, high=0.2) == verdict
+    assert verdicts.ordering_verdict(values(*differences), low=0.0, high=0.2) == verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "on_a_number", "on_an_ordering"),
+    [
+        (10.0, 0.4, "reproduced", "reproduced"),
+        (11.5, 0.4, "near", "undetermined"),
+        (12.5, 0.4, "not reproduced", "not reproduced"),
+        (10.0, 0.6, "undetermined", "undetermined"),  # half-width 1.2
+    ],
+)
+def test_a_seed_alone_is_judged_by_its_standard_error(value, error, on_a_number, on_an_ordering):
+    alone = values(value, errors=error)
+    assert verdicts.value_verdict(alone, paper=10.0, tolerance=1.0) == on_a_number
+    zero = values(0.0, errors=0.0)
+    assert verdicts.ordering_verdict(alone - zero, low=9.0, high=11.0) == on_an_ordering
+    assert (alone - values(1.0, errors=0.3)).interval()[1] == pytest.approx(1.96 * math.hypot(error, 0.3))
+
+
+def test_a_seed_alone_is_marked_and_explained(tmp_path):
+    score = {"name": "bits_per_dim", "model": "flow"}
+    put(tmp_path, "full", "cifar10", "mle", "bits_per_dim", {0: 3.35}, standard_error=0.01, **score)
+    put(tmp_path, "full", "cifar10", "joint", "bits_per_dim", {0: 3.45}, standard_error=0.01, **score)
+    put(tmp_path, "full", "svhn", "mle", "bits_per_dim", {0: 2.17, 1: 2.18}, standard_error=0.01, **score)
+    put(tmp_path, "full", "svhn", "joint", "bits_per_dim", {0: 2.25}, **score)
+    scores = scores_of(tmp_path)
+    table = tables.printed_table(scores, TABLE2, why).set_index(["Data", "Model"])
+    ours = table.loc[[("CIFAR-10", "Glow (MLE)"), ("SVHN", "Glow (MLE)"), ("SVHN", "Glow (ours)")], "Ours"]
+    assert ours.tolist() == ["3.350 ± 0.020 (one seed)", "2.175 ± 0.064", "2.250"]
+    claims = tables.claims_table(scores, PAPER["claims"], why).set_index(["Claim", "Data"])
+    cost = claims.loc[("Joint training costs Glow a little likelihood", "CIFAR-10")]
+    assert cost[["Difference", "Verdict"]].tolist() == ["0.100 ± 0.028 (one seed)", "reproduced"]
+    by_model, by_seed = (tables.results(scores, "cifar10", rows) for rows in (["Model"], ["Model", "Seed"]))
+    assert by_model["bits/dim"].tolist() == ["3.350 ± 0.020 (one seed)", "3.450 ± 0.020 (one seed)"]
+    assert by_seed["bits/dim"].tolist() == ["3.350", "3.450"]
+    assert tables.trade_table(scores, "cifar10", ["Arm"])["bits/dim"].tolist() == ["0.100 ± 0.028 (one seed)"]
+    html = page(tmp_path, "full")
+    assert html.count("does not contain the variation between seeds") == 4  # claims, Table 2, results, trade
 
 
 def test_differences_are_paired_and_keep_a_diverged_seed():
-    first, second = pd.Series({0: 1.0, 1: math.nan, 3: 5.0}), pd.Series({0: 3.0, 1: 1.0, 2: 9.0})
-    assert list(tables.paired(first, second).index) == [0, 1]
-    assert math.isnan(tables.paired(first, second)[1])
+    difference = values(1.0, math.nan, 5.0) - values(3.0, 1.0)
+    assert list(difference.at.index) == [0, 1]
+    assert math.isnan(difference.means[1])
+
+
+@pytest.mark.parametrize(
+    ("x", "half", "text"),
+    [
+        (41.73, 1.62, "41.7 ± 1.6"),
+        (-197.4, 409.0, "−197 ± 409"),
+        (2_345_678.9, math.nan, "2.346×10^6"),
+        (2_345_678.9, 123_456.7, "(2.35 ± 0.12)×10^6"),
+        (-1_234.5, 987_654.3, "(−0.0 ± 9.9)×10^5"),
+        (174_336.0, 0.0, "174336 ± 0"),  # a count
+        (math.inf, math.nan, "inf"),
+    ],
+)
+def test_numbers_are_readable(x, half, text):
+    assert verdicts.number(x, half) == text
+
+
+@pytest.mark.parametrize("ratio", [1, 4])
+def test_the_grey_line_is_the_value_at_p_equal_q(tmp_path, ratio):
+    zero = torch.zeros(1)
+    (tmp_path / "joint.json").write_text(json.dumps({"joint": {"noise_ratio": ratio}}))
+    found = figures.levels(tmp_path, ["joint", "joint", "without-a-slice"])
+    assert list(found) == pytest.approx([objective.value(zero, zero, zero, zero, ratio).item()])
 
 
 def test_paper_tables_show_paper_ours_and_verdict(tmp_path):
@@ -119,6 +213,22 @@ def test_paper_tables_show_paper_ours_and_verdict(tmp_path):
     assert missing[["Ours", "Verdict", "Note"]].tolist() == ["–", "not run", "not run yet"]
     claims = tables.claims_table(scores_of(tmp_path), PAPER["claims"], why).set_index(["Claim", "Data"])
     assert claims.loc[("Joint training lowers Glow's FID", "SVHN"), "Verdict"] == "reproduced"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "fid", "held"),
+    [("svhn", 20.0, [True, False]), ("svhn", 12.0, [True, True]), ("cifar10", 37.3, [True, False]),
+     ("cifar10", 38.0, [False, False]), ("cifar10", 36.0, [True, True])],
+)
+def test_glow_is_compared_with_both_rows_that_ttur_printed_of_dcgan(tmp_path, experiment, fid, held):
+    """The paper's own 20.19 and 37.30 are below the "orig" rows (21.4, 37.7) and above the others (12.5, 36.9)."""
+    seeds = {0: fid - 0.01, 1: fid, 2: fid + 0.01}
+    put(tmp_path, "full", experiment, "joint", "fid", seeds, name="frechet_inception_distance", model="flow")
+    claims = tables.claims_table(scores_of(tmp_path), PAPER["claims"], why)
+    rows = claims[claims["Claim"].str.contains("as printed by TTUR") & (claims["Data"] == tables.DATA[experiment])]
+    assert ["orig" in claim for claim in rows["Claim"]] == [True, False]
+    assert [verdict == "reproduced" for verdict in rows["Verdict"]] == held
+    assert set(rows["Verdict"]) <= {"reproduced", "not reproduced"}
 
 
 def test_ebm_likelihood_is_never_confirmed(tmp_path):
@@ -149,13 +259,13 @@ def test_ebm_likelihood_is_never_confirmed(tmp_path):
     ],
 )
 def test_verdict_on_a_bound(certificate, ais, verdict):
-    assert tables.bound_verdict(certificate, ais) == verdict
+    assert verdicts.bound_verdict(values(*certificate), values(*ais)) == verdict
 
 
 def test_label_counts_are_averaged_and_convergence_is_counted(tmp_path):
     put(tmp_path, "full", "svhn", "joint", "probe", {0: 0.5}, name="accuracy", model="features", labels=50)
     scores = pd.concat([scores_of(tmp_path), scores_of(tmp_path).assign(labels=100, value=0.7)])
-    assert tables.by_seed(scores, arm="joint", name="accuracy").tolist() == [0.6]
+    assert tables.by_seed(scores, arm="joint", name="accuracy").means.tolist() == [0.6]
     runs = pd.DataFrame(
         {
             "seed": 0,
@@ -168,13 +278,14 @@ def test_label_counts_are_averaged_and_convergence_is_counted(tmp_path):
 
 
 def test_floors_stand_in_the_column_of_their_measure():
-    values = {
-        "flow": ["kernel_inception_distance", "frechet_inception_distance_infinity", "frechet_inception_distance"],
+    names = {
+        "flow": ["kernel_inception_distance", "frechet_inception_distance_test", "frechet_inception_distance"],
         "data": ["frechet_inception_distance_halves", "frechet_inception_distance_floor", "precision_floor"],
     }
-    rows = [("full", "svhn", 0, "mle", "fid", name, model, None, 1.0) for model in values for name in values[model]]
+    score = ("full", "svhn", 0, "mle", "fid")
+    rows = [(*score, name, model, None, 1.0, None, None) for model in names for name in names[model]]
     table = tables.results(pd.DataFrame(rows, columns=tables.COLUMNS), "svhn", ["Model"]).set_index("Model")
-    assert list(table) == ["FID", "FID∞", "KID", "precision", "Seeds"]
+    assert list(table) == ["FID", "FID to test", "KID", "precision", "Seeds"]
     assert list(table.loc["Glow (MLE)"]) == ["1.000", "1.000", "1.000", "–", "1"]
     assert list(table.loc["real test images (the floor)"]) == ["1.000", "–", "–", "1.000", "1"]
     assert table.loc["two halves of the training images", "FID"] == "1.000"
@@ -197,10 +308,16 @@ def test_few_labels_are_those_up_to_the_claims_limit(tmp_path):
 
 def test_baselines_have_names_of_their_own(tmp_path):
     fids(tmp_path)
-    put(tmp_path, "full", "svhn", "dcgan", "fid", {0: 20.0, 1: 22.0}, name="frechet_inception_distance", model="flow")
+    put(tmp_path, "full", "svhn", "dcgan", "fid", {0: 21.0, 1: 21.1},
+        name="frechet_inception_distance", model="generator")
     scores = scores_of(tmp_path)
-    assert list(tables.results(scores, "svhn", ["Model"])["Model"]) == ["Glow (MLE)", "Glow (ours)", "DCGAN"]
+    models = ["Glow (MLE)", "Glow (ours)", "generator (DCGAN)"]
+    assert tables.results(scores, "svhn", ["Model"])["Model"].tolist() == models
     assert list(tables.trade_table(scores, "svhn", ["Arm"])["Arm"]) == ["ours"]  # a DCGAN is no trained Glow
+    claims = tables.claims_table(scores, PAPER["claims"], why).set_index(["Claim", "Data"])
+    assert claims.loc[("Glow (ours) outperforms DCGAN", "SVHN"), "Verdict"] == "reproduced"
+    printed = tables.printed_table(scores, TABLE1, why).set_index(["Data", "Model"])
+    assert printed.loc[("SVHN", "DCGAN"), "Verdict"] == "reproduced"
     for name, value in (("effective_rank", 3.0), ("effective_rank_all_layers", 5.0)):
         put(tmp_path / name, "full", "svhn", "joint", "probe", {0: value, 1: value}, name=name, model="features")
     ranks = pd.concat(scores_of(tmp_path / name) for name in ("effective_rank", "effective_rank_all_layers"))
@@ -325,6 +442,22 @@ def test_figures_are_drawn_from_what_the_stages_write(tmp_path):
     assert pd.read_csv(tmp_path / "report" / "figure1.csv")["log_likelihood"].notna().sum() == 2
     assert html.count("<img") == 4
     assert "Figure 4. Accuracy of a linear classifier on the EBM&#39;s features</strong><br>not run yet" in html
+
+
+def test_figure_4_has_intervals_over_seeds_and_draws(tmp_path):
+    for arm, draws in (("joint", [[0.5, 0.7], [0.5, 0.8]]), ("random-init", [[0.5, 0.7]])):
+        for seed, at in enumerate(draws):
+            put(tmp_path / str(seed), "full", "svhn", arm, "probe", {seed: 0.6}, name="accuracy", model="features",
+                labels=50, draws=at)
+    scores = pd.concat([scores_of(tmp_path / seed) for seed in "01"])
+    figures.probe(tmp_path / "full", ["svhn"], scores, tmp_path, why)
+    drawn = pd.read_csv(tmp_path / "figure4.csv").set_index("arm")
+    expected = values(draws=[[0.5, 0.7], [0.5, 0.8]]).interval()
+    assert tuple(drawn.loc["joint", ["mean", "half_width"]]) == pytest.approx(expected)
+    assert tuple(drawn.loc["joint", ["seeds", "draws"]]) == (2, 2)
+    assert math.isnan(drawn.loc["random-init", "half_width"])
+    table = tables.probe_table(scores, "svhn", ["Labels"])
+    assert table["features (ours)"].tolist() == [verdicts.number(*expected)]
 
 
 def test_every_judged_entry_names_a_score_that_can_exist():

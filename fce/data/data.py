@@ -42,6 +42,12 @@ class Points:
         """n training points [n, 2]."""
         return self.density.sample(n, generator).to(self.device)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {}  # fresh points have no order
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
     def part(self, name: str, generator: torch.Generator) -> Tensor:
         """All points of `validation` or `test`."""
         return self.arrays[name].to(self.device)
@@ -77,6 +83,13 @@ class Images:
         index = self.order[self.at : self.at + n]
         self.at += n
         return images.dequantize(self.images["train"][index.to(self.device)], self.levels)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The pass through the training images: their order, and how many are done."""
+        return {"order": self.order, "at": self.at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.order, self.at = state["order"], state["at"]
 
     def part(self, name: str, generator: torch.Generator) -> Tensor:
         """All images of `validation` or `test`, dequantised."""

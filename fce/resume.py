@@ -1,0 +1,138 @@
+"""The state of a stage that trains, kept so that the same command goes on where it stopped.
+
+It lies in `.resume/` beside the output: neither engine declares that folder, so neither deletes it. Below it, a folder
+is named after everything the result depends on (parameters, seeds, inputs, code, torch, kind of device), so that a
+state made otherwise is never used. On a CPU the resumed result is the undisturbed one, bit for bit.
+"""
+
+import hashlib
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fce.progress import log
+from fce.stage import Interrupted
+from fce.state import atomic, load, packed, sha256
+
+KEPT = 2  # the newest states, so that one may be broken
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # clusters and Ctrl-C ask before they kill
+asked: list[int] = []  # the signal that asked this process to stop
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Inside the block the first signal only asks the loop to stop; a second one ends the process."""
+    asked.clear()
+
+    def ask(number: int, _: Any) -> None:
+        asked.append(number)
+        signal.signal(number, before[number])
+
+    before: dict[int, Any] = {number: signal.signal(number, ask) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Keeper:
+    """Keeps the state of one loop: `parts`, which change in place, all sources of chance, and facts.
+
+    Args:
+        folder: where states lie; None keeps nothing.
+        every: seconds between two of them.
+        parts: things with state_dict and load_state_dict, random generators, or lists of these.
+    """
+
+    def __init__(self, folder: Path | None = None, every: float = 0.0, **parts: Any):
+        self.folder, self.every, self.parts = folder, every, parts
+        self.saved, self.count = time.monotonic(), 0
+
+    def load(self) -> dict[str, Any]:
+        """Bring the parts back to the newest whole state; returns the facts saved with it, {} where there is none."""
+        for path in self.states():
+            number, digest = path.stem.split("-")
+            self.count = max(self.count, int(number))
+            if sha256(path)[:16] != digest:
+                log.warning("%s is broken; the state before it is used", path)
+                continue
+            state = load(path)
+            for name, part in self.parts.items():
+                restore(part, state["parts"][name])
+            restore_chance(state["chance"])
+            log.info("going on from the state of %s", time.strftime("%F %T", time.localtime(path.stat().st_mtime)))
+            facts: dict[str, Any] = state["facts"]
+            return facts
+        return {}
+
+    def states(self) -> list[Path]:
+        """The newest first."""
+        return sorted(self.folder.glob("*.pt"), reverse=True) if self.folder else []
+
+    def tick(self, facts: Callable[[], dict[str, Any]]) -> None:
+        """Call between two steps: saves now and then, and ends the run with Interrupted where it was asked to stop."""
+        if self.folder and (asked or time.monotonic() - self.saved >= self.every):
+            self.save(facts())
+        if asked:
+            name = signal.Signals(asked[0]).name
+            kept = "its state is kept; the same command goes on from there" if self.folder else "nothing was kept"
+            raise Interrupted(f"stopped by {name}; {kept}", asked[0])
+
+    def save(self, facts: dict[str, Any]) -> None:
+        """Save a state, and drop all but the newest; a full disk costs a warning, and the run goes on."""
+        if not self.folder:
+            return
+        self.count += 1
+        parts = {name: state_of(part) for name, part in self.parts.items()}
+        try:
+            content = packed({"parts": parts, "chance": chance(), "facts": facts})
+            newest = self.folder / "newest"  # one name: what a kill leaves of it is written over
+            with atomic(newest) as partial:
+                partial.write_bytes(content)
+            newest.rename(self.folder / f"{self.count:06d}-{hashlib.sha256(content).hexdigest()[:16]}.pt")
+            for old in self.states()[KEPT:]:
+                old.unlink()
+        except OSError as error:
+            log.warning("no state could be saved in %s (%s); an older one stays", self.folder, error)
+        self.saved = time.monotonic()
+
+
+def state_of(part: Any) -> Any:
+    if isinstance(part, list | tuple):
+        return [state_of(each) for each in part]
+    return part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+
+
+def restore(part: Any, state: Any) -> None:
+    if isinstance(part, list | tuple):
+        for each, own in zip(part, state, strict=True):
+            restore(each, own)
+    elif isinstance(part, torch.Generator):
+        part.set_state(state)
+    else:
+        part.load_state_dict(state)
+
+
+def chance() -> dict[str, Any]:
+    """The states of the global random generators: Python's, NumPy's, torch's on the CPU and on GPUs."""
+    kind, key, *rest = np.random.get_state(legacy=True)
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "numpy": (kind, torch.from_numpy(np.asarray(key, dtype=np.int64)), *rest),
+            "torch": torch.get_rng_state(), "cuda": gpus}
+
+
+def restore_chance(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    kind, key, *rest = state["numpy"]
+    np.random.set_state((kind, key.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

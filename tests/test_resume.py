@@ -1,0 +1,223 @@
+"""A run that is killed goes on where it stopped, and ends as if nothing had happened, bit for bit."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import torch._dynamo  # every optimiser imports it, which takes seconds: before the forks, not in each
+from tiny import write_slices
+
+from eval import log_z, supervised
+from fce import dcgan, joint, pretrain
+from fce.data import data
+from fce.state import load
+
+FORK = multiprocessing.get_context("fork")  # a fork need not import torch again
+CHANGES = {  # a run of each stage takes about a second
+    "ring": {
+        "pretrain": {"steps": 60, "validate_every": 20},
+        "joint": {"ebm_updates": 40, "warm_start": 4, "log_every": 20},
+    },
+    "digits": {
+        "pretrain": {"steps": 60, "validate_every": 20},
+        "joint": {"ebm_updates": 40, "warm_start": 4, "log_every": 10},
+        "dcgan": {"orig": {"updates": 60}, "log_every": 20},
+        "log_z": {"samples": 256, "chains": 4, "temperatures": 30, "leapfrog": 2},
+        "probe": {"labels": [50, 100], "draws": 10},
+        "supervised": {"updates": 8, "epochs": 1},
+    },
+}
+RING = {"joint": ["joint", "joint-from-random"], "pretrain": [""]}  # both starts play side by side
+DATA, SEVERAL = "data.npz", {"several": True}
+PRETRAIN = (pretrain, {"data": DATA, "out": "seed-{seed}/pretrain.pt"}, SEVERAL)
+JOINT = (joint, {"data": DATA, "flow": "seed-{seed}/pretrain.pt", "out": "seed-{seed}/{arm}/joint.pt"}, SEVERAL)
+RUNS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {  # name: module, its files, how main is called
+    "ring/pretrain": PRETRAIN,
+    "ring/joint": JOINT,
+    "digits/pretrain": PRETRAIN,
+    "digits/joint": JOINT,
+    "digits/dcgan": (dcgan, {"data": DATA, "out": "seed-0/dcgan/dcgan.pt"}, {}),
+    "digits/log_z": (log_z, {"data": DATA, "model": "seed-0/joint/joint.pt", "out": "seed-0/joint/log_z.json"}, {}),
+    "digits/supervised": (supervised, {"data": DATA, "out": "seed-0/supervised/supervised.json"}, {}),
+}
+
+
+class Run:
+    """One of RUNS below a folder; `start` runs it in a process of its own."""
+
+    def __init__(self, profile: Path, name: str):
+        experiment, stage = name.split("/")
+        self.module, files, self.how = RUNS[name]
+        self.home = profile / experiment
+        inputs = [key for key in files if key != "out"]
+        arms = RING[stage] if experiment == "ring" else ["residual", "joint"] if stage == "joint" else [""]
+        seeds = ["0", "1"] if self.how else ["0"]
+        slice_of = "joint/{arm}" if stage == "joint" else stage
+        self.argv = [word for key, file in files.items() for word in (f"--{key}", str(self.home / file))]
+        self.argv += ["--params", str(self.home / f"params/{slice_of}.json"), "--seed", *seeds]
+        self.argv += ["--device", "cpu", "--threads", "1", *(["--arm", *arms] if self.how else [])]
+        self.inputs = {"inputs": inputs}
+        self.outs = [Path(str(self.home / files["out"]).format(seed=s, arm=a)) for s in seeds for a in arms]
+
+    def start(self, *flags: str) -> Any:
+        process = FORK.Process(target=self.work, args=flags)
+        process.start()
+        return process
+
+    def work(self, *flags: str) -> None:
+        sys.stderr = open(self.home / "log", "a", buffering=1)  # noqa: SIM115 - for the life of the process
+        how = {**self.inputs, **self.how, "resumes": True, "argv": [*self.argv, *flags]}
+        os._exit(self.module.main(self.module.__doc__, self.module.run, **how))
+
+    def finish(self, *flags: str) -> int:
+        process = self.start(*flags)
+        process.join()
+        return process.exitcode
+
+    def log(self) -> str:
+        return (self.home / "log").read_text()
+
+    def states(self) -> list[Path]:
+        return sorted(path for folder in self.home.rglob(".resume") for path in folder.rglob("*.pt"))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quick profile after undisturbed runs."""
+    torch.set_num_threads(1)  # threads do not survive a fork
+    profile = write_slices(tmp_path_factory.mktemp("undisturbed"), CHANGES)
+    for experiment in ("ring", "digits"):
+        argv = ["--params", str(profile / experiment / "params/data.json"), "--out", str(profile / experiment / DATA)]
+        assert data.main(data.__doc__, data.run, seeded=False, argv=argv) == 0
+    for name in RUNS:
+        run = Run(profile, name)
+        assert run.finish() == 0, run.log()
+        assert not run.states()  # nothing is left of a run that ended well
+    return profile
+
+
+@pytest.fixture
+def again(done: Path, tmp_path: Path) -> Path:
+    """Another profile, with the same inputs."""
+    profile = write_slices(tmp_path, CHANGES)
+    for path in [*done.rglob("data.npz"), *done.rglob("pretrain.pt"), *done.rglob("seed-0/joint/joint.pt")]:
+        target = profile / path.relative_to(done)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return profile
+
+
+def outcome(run: Run) -> list[Any]:
+    """Everything a run has made, but for times and paths."""
+    found: list[Any] = []
+    for out in run.outs:
+        content = json.loads(out.read_text()) if out.suffix == ".json" else load(out)
+        found.append({key: value for key, value in content.items() if key != "provenance"})
+        if (curve := out.with_suffix(".csv")).exists():
+            found.append(pd.read_csv(curve).drop(columns="seconds", errors="ignore").to_numpy().tolist())
+        record = map(json.loads, out.with_suffix(".run.jsonl").read_text().splitlines())
+        metrics = [(line["step"], line["values"]) for line in record if line["kind"] == "metrics"]
+        found.append([(step, {k: v for k, v in values.items() if k != "seconds"}) for step, values in metrics])
+    return found
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)
+
+
+def kill_often(run: Run, kills: int, chance: random.Random) -> int:
+    """Start the run anew after each kill until it ends; returns how often it was killed."""
+    for killed in range(kills):
+        process, known = run.start("--save-every", "0"), run.states()
+        while process.is_alive() and run.states() == known:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.05))  # writing takes about half of the time: some kills fall into it
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            return killed
+    assert run.finish("--save-every", "0") == 0, run.log()
+    return kills
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(done: Path, again: Path, name: str) -> None:
+    run = Run(again, name)
+    kills = 20 if name == "digits/joint" else 5
+    assert kill_often(run, kills, random.Random(0)) == kills
+    assert run.log().count("going on from the state") >= kills - 1
+    assert same(outcome(run), outcome(Run(done, name)))
+    assert not run.states() and not list(again.rglob("*.partial*"))
+
+
+def test_a_run_that_is_asked_to_stop_keeps_its_state(done: Path, again: Path) -> None:
+    run = Run(again, "digits/joint")
+    process = run.start()
+    while "start: c" not in (run.log() if (run.home / "log").exists() else ""):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert run.log().splitlines()[-1].startswith("error: stopped by SIGTERM; its state is kept")
+    assert run.finish() == 0
+    assert "going on from the state" in run.log()
+    assert same(outcome(run), outcome(Run(done, "digits/joint")))
+
+
+def stop_half_way(run: Run) -> list[Path]:
+    """The states of a run that was killed."""
+    process = run.start("--save-every", "0")
+    while process.is_alive() and not any(int(path.name.split("-")[0]) >= 5 for path in run.states()):
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    return run.states()
+
+
+def test_a_broken_state_falls_back_to_the_one_before(done: Path, again: Path) -> None:
+    run = Run(again, "digits/dcgan")
+    _, newest = stop_half_way(run)
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert run.finish() == 0
+    assert f"{newest} is broken" in run.log() and "going on from the state" in run.log()
+    assert same(outcome(run), outcome(Run(done, "digits/dcgan")))
+
+
+def test_a_state_made_otherwise_is_not_used(again: Path) -> None:
+    run = Run(again, "digits/dcgan")
+    stop_half_way(run)
+    path = run.home / "params/dcgan.json"
+    path.write_text(path.read_text().replace('"updates": 60', '"updates": 50'))
+    assert run.finish() == 0
+    assert "other parameters, seeds, data or code: not used" in run.log()
+    assert "going on" not in run.log()
+
+
+def test_a_second_run_on_the_same_outputs_refuses(done: Path, again: Path) -> None:
+    run = Run(again, "digits/joint")
+    first = run.start()
+    while not run.outs[0].with_suffix(".run.jsonl").exists():
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert run.finish() == 2
+    assert f"process {first.pid} on " in run.log() and "is making this output" in run.log()
+    first.join()
+    assert first.exitcode == 0
+    assert same(outcome(run), outcome(Run(done, "digits/joint")))
