@@ -2,8 +2,9 @@
 
 import json
 import string
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +185,10 @@ class Dry:
         if not (folder / "ended").exists():
             folder.mkdir(exist_ok=True)
             (folder / "slice.json").write_text(json.dumps(content))
-            code = run(self.root, "none", stage, str(folder / name), params=folder / "slice.json", **inputs)
+            with redirect_stderr(StringIO()) as said:
+                code = run(self.root, "none", stage, str(folder / name), params=folder / "slice.json", **inputs)
             assert code == 0 or not (folder / name).exists()
+            assert "Traceback" not in said.getvalue(), said.getvalue()
             (folder / "ended").touch()
         return folder / name if (folder / name).exists() else None
 
