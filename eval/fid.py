@@ -75,11 +75,11 @@ def run(job: Job) -> None:
     data = read_arrays(job.inputs["data"], ("train_images", "validation_images", "test_images", "levels"))
     train = np.concatenate([data["train_images"], data["validation_images"]])
     test, levels = data["test_images"], int(data["levels"])
-    drawn = read_arrays(place, ("images",), ("temperature",))
-    samples = drawn["images"]
+    file = read_arrays(place, ("images",), ("temperature",))
+    samples = file["images"]
     what = f"{len(samples)} floor-quantised samples"
-    if "temperature" in drawn:
-        what += f", temperature {float(drawn['temperature']):g}"
+    if "temperature" in file:
+        what += f", temperature {float(file['temperature']):g}"
     if samples.dtype != np.uint8:
         raise UserError(f"{place}, images: dtype {samples.dtype}, but grey levels are uint8; make the samples again")
     through_inception = settings["features"] == "inception"

@@ -27,12 +27,11 @@ from reports.tables import ARMS, DATA, Reason, by_seed, write
 WIDTH = 7.0  # inches, the report's text column
 FILL = {"left": 0.03, "right": 0.99, "bottom": 0.06, "top": 0.93}
 GRID = 8  # a sample figure shows the first 8 x 8 images, not chosen ones
-NAMES = ARMS | {"joint": "ours, pre-trained start"}
 CURVES = {"pretrain": ("step", "validation"), "joint": ("ebm_updates", "value", "accuracy_data", "accuracy_gen")}
-PALETTE = sns.color_palette("colorblind")
-COLOURS = dict(zip(ARMS, [PALETTE[i] for i in (7, 3, 0, 6, 2, 4, 1, 8, 7, 5, 9)], strict=True))
-LINES = [(), (), (4, 1.5), (7, 1, 1, 1, 1, 1), (5, 1, 1, 1), (1, 1), (6, 2), (3, 3), (2, 2), (3, 1, 1, 1, 1, 1),
-         (8, 2)]  # for grey prints
+NAMES = ARMS | {"joint": "ours, pre-trained start"}
+PALETTE = [sns.color_palette("colorblind")[i] for i in (7, 3, 0, 6, 2, 4, 1, 8, 7, 5, 9)]
+COLOURS = dict(zip(ARMS, PALETTE, strict=True))
+LINES = [(), (), (4, 1.5), (7, 1, 2, 1), (5, 1, 1, 1), (1, 1), (6, 2), (3, 3), (2, 2), (3, 1, 1, 1, 1, 1), (8, 2)]
 DASHES = dict(zip(ARMS, LINES, strict=True))
 SAMPLES = {"svhn": "Figures 3 and 5. ", "cifar10": "Figures 3 and 6. "}  # numbers in the paper
 STYLE = {"figure.dpi": 200, "savefig.dpi": 200, "svg.hashsalt": "fce", "axes.spines.top": False,
