@@ -1,6 +1,7 @@
 # The verbs; `make` alone lists them. Each works in a fresh clone: the first one used installs the locked environment.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= $(shell nproc)
+HOST ?= 127.0.0.1
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -33,9 +34,9 @@ bench: install  ## measure what stacking 2D runs gains
 	python -m benchmarks.stack --out benchmarks/results/stack.json
 
 ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
-ui: install  ## send what MLflow does not have yet; then its UI on loopback
+ui: install  ## send what MLflow does not have yet; then its UI, on loopback unless HOST=... says otherwise
 	-python -m fce.track
-	mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+	mlflow server --host $(HOST) --port 5000 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
 pull: install  ## outputs from the DVC remote, marked as up to date for Snakemake too
 	dvc pull --allow-missing && snakemake --cores 1 --touch quick full

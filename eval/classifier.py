@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fce.data.data import Images, open_data
 from fce.progress import log, steps
-from fce.stage import Job, main
+from fce.stage import Job, Stopped, main
 from fce.state import save
 
 
@@ -70,6 +70,8 @@ def run(job: Job) -> None:
         optimizer.step()
         decay.step()
         progress(step, loss=loss.item())
+    if not loss.isfinite():
+        raise Stopped(f"classifier: the loss ended at {loss.item()}; lower classifier.lr")
     right = {part: correct(model, data, part) for part in ("validation", "test")}
     log.info("accuracy: validation %.4f, test %.4f", right["validation"], right["test"])
     job.record.log(total, **right)

@@ -21,7 +21,7 @@ from fce.flow.glow import Gaussian
 from fce.joint import load_models
 from fce.pretrain import load_flow
 from fce.progress import log
-from fce.stage import Job, main
+from fce.stage import Job, UserError, main
 from fce.state import atomic, load
 
 LogDensity = Callable[[Tensor], Tensor]  # points [n, 2] -> log-densities [n] in nats
@@ -36,7 +36,7 @@ class Cells:
     Attributes:
         x: midpoints [n, 2].
         truth: log-densities [n] in nats.
-        mode: the index [n] of the nearest mode.
+        mode: the index [n] of the nearest mode, of `modes`.
         inside: whether a cell [n] belongs to the smallest region that holds REGION of the truth.
     """
 
@@ -44,13 +44,19 @@ class Cells:
     x: Tensor
     truth: Tensor
     mode: Tensor
+    modes: int
     inside: Tensor
 
     @classmethod
     def of(cls, data: Points, box: float, points: int) -> "Cells":
         x = grid(box, points)
         truth = data.density.log_prob(x)
-        return cls(box, x, truth, data.density.mode_of(x), truth >= level(truth, REGION, box))
+        mode, modes = data.density.mode_of(x), data.density.modes
+        mass = torch.zeros(modes, dtype=truth.dtype).index_add(0, mode, truth.exp())
+        if not (mass > 0).all():
+            raise UserError(f"density: {points}x{points} cells on [-{box:g}, {box:g}]^2 miss mode {int(mass.argmin())} "
+                            "of the data; give larger density.boxes or more density.points")
+        return cls(box, x, truth, mode, modes, truth >= level(truth, REGION, box))
 
     def integral(self, values: Tensor) -> float:
         return integral(values, self.box)
@@ -131,7 +137,7 @@ def integrals(cells: Cells, as_trained: Tensor) -> dict[str, float]:
     log_z = log_mass(as_trained, cells.box)
     log_p = as_trained - log_z
     p, truth = log_p.exp(), cells.truth.exp()
-    mass, true_mass = (torch.zeros(int(cells.mode.max()) + 1, dtype=p.dtype).index_add(0, cells.mode, values)
+    mass, true_mass = (torch.zeros(cells.modes, dtype=p.dtype).index_add(0, cells.mode, values)
                        for values in (p, truth))
     return {
         "kl": divergence(cells.truth, log_p, cells.box),

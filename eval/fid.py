@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch_fidelity import metric_fid, metric_kid, metric_prc
-from torch_fidelity.utils import create_feature_extractor
 
 from eval import weights
 from eval.classifier import load_classifier
 from eval.score import Model, Score, write_scores
+from fce.arrays import read_arrays
 from fce.data.images import to_tensor
 from fce.progress import Progress, log
 from fce.stage import Job, UserError, main
@@ -72,14 +72,14 @@ class Reference:
 
 def run(job: Job) -> None:
     settings, place = job.params["fid"], job.inputs["samples"]
-    with np.load(job.inputs["data"], allow_pickle=False) as file:
-        train = np.concatenate([file["train_images"], file["validation_images"]])
-        test, levels = file["test_images"], int(file["levels"])
-    with np.load(place, allow_pickle=False) as file:
-        samples = file["images"]
-        what = f"{len(samples)} floor-quantised samples"
-        if "temperature" in file.files:
-            what += f", temperature {float(file['temperature']):g}"
+    data = read_arrays(job.inputs["data"], ("train_images", "validation_images", "test_images", "levels"))
+    train = np.concatenate([data["train_images"], data["validation_images"]])
+    test, levels = data["test_images"], int(data["levels"])
+    file = read_arrays(place, ("images",), ("temperature",))
+    samples = file["images"]
+    what = f"{len(samples)} floor-quantised samples"
+    if "temperature" in file:
+        what += f", temperature {float(file['temperature']):g}"
     if samples.dtype != np.uint8:
         raise UserError(f"{place}, images: dtype {samples.dtype}, but grey levels are uint8; make the samples again")
     through_inception = settings["features"] == "inception"
@@ -87,7 +87,7 @@ def run(job: Job) -> None:
         raise UserError(f"fid.features: inception needs 256 grey levels, this data has {levels}; set it to classifier")
     look = (inception if through_inception else classifier)(job.inputs["features"], job.device)
     fewer = "set fid.features to classifier" if through_inception else "lower classifier.features"
-    refuse_too_few(look.size, settings, len(samples), len(train), fewer)
+    refuse_too_few(look.size, settings, len(samples), len(train), len(test), fewer)
     found = extract(look, train, settings["batch"], job.device)
     real = Reference(found, moments(found), look, np.random.default_rng(job.seed_for("subsets")), job.device)
     drawn, held = (extract(look, images, settings["batch"], job.device) for images in (samples, test))
@@ -99,9 +99,7 @@ def run(job: Job) -> None:
 
 
 def inception(path: Path, device: str) -> Extractor:
-    network = create_feature_extractor(
-        weights.NETWORK, [LAYER], cuda=device == "cuda", feature_extractor_weights_path=str(path), verbose=False
-    )
+    network = weights.open_network(path, LAYER, device, f"--features: {path}")
     official = weights.is_official(sha256(path))
     words = "Inception 2015-12-05" if official else "an Inception network with other weights: not FID"
     return Extractor(three_channels, lambda x: network(x)[0], int(LAYER), words, INCEPTION if official else OTHER)
@@ -118,8 +116,8 @@ def three_channels(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images.transpose(0, 3, 1, 2)).expand(-1, 3, -1, -1)
 
 
-def refuse_too_few(size: int, settings: dict[str, Any], samples: int, train: int, fewer: str) -> None:
-    """Raise UserError where a covariance of `size` features would not have full rank."""
+def refuse_too_few(size: int, settings: dict[str, Any], samples: int, train: int, test: int, fewer: str) -> None:
+    """Raise UserError where a covariance of `size` features would not have full rank, or an image not k neighbours."""
     draws, smallest = settings["draws"], settings["infinity"]["smallest"]
     for where, count, mend in (
         ("the training part", train, f"give more images, or {fewer}"),
@@ -129,6 +127,9 @@ def refuse_too_few(size: int, settings: dict[str, Any], samples: int, train: int
     ):
         if count <= size:
             raise UserError(f"{where}: {count} images; a covariance of {size} features needs {size + 1}: {mend}")
+    k, fewest = settings["neighbours"]["k"], min(samples, train, test)
+    if k >= fewest:
+        raise UserError(f"fid.neighbours.k: {k}, but one set of images has only {fewest}; lower it")
 
 
 @torch.no_grad()

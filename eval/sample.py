@@ -32,7 +32,8 @@ def run(job: Job) -> None:
         fine = x.flatten(1).isfinite().all(1)
         dropped += int((~fine).sum())
         if dropped > count:
-            raise Stopped(f"sample: {dropped} non-finite samples; {path} is broken: of a flow, raise flow.scale_floor")
+            raise Stopped(f"sample: {dropped} non-finite samples; {path} is broken (of a flow, raise "
+                          "flow.scale_floor), or sample.temperature is too high")
         outside += int((x[fine].flatten(1).abs() > 0.5).any(1).sum())
         kept.append(to_images(quantize(x[fine], data.levels), data.side))
         progress(have)

@@ -1,14 +1,15 @@
 """What a measure returns: typed scores that describe themselves, one JSON file per measure and model."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
-from fce.stage import Job
-from fce.state import save_json
+if TYPE_CHECKING:  # the report reads scores without torch, which takes seconds to import
+    from torch import Tensor
+
+    from fce.stage import Job
 
 Model = Literal["flow", "generator", "ebm", "data", "features", "network"]
 
@@ -56,7 +57,7 @@ class ScoreFile(BaseModel):
     provenance: dict[str, Any]
 
 
-def standard_error(*samples: Tensor) -> float | None:
+def standard_error(*samples: "Tensor") -> float | None:
     """Of the mean of the samples' means, by the bootstrap, which draws each sample [n] again by itself.
 
     One value has none. The resampling has a fixed seed: the same values have the same error.
@@ -74,7 +75,7 @@ def standard_error(*samples: Tensor) -> float | None:
     return float(found.standard_error)
 
 
-def mean_score(name: str, model: Model, values: Tensor, unit: str, protocol: str, **others: Any) -> Score:
+def mean_score(name: str, model: Model, values: "Tensor", unit: str, protocol: str, **others: Any) -> Score:
     """The mean of independent values [n], with its standard error; one value has none."""
     return Score(
         name=name,
@@ -88,15 +89,17 @@ def mean_score(name: str, model: Model, values: Tensor, unit: str, protocol: str
     )
 
 
-def accuracy_score(name: str, model: Model, right: Tensor, protocol: str, labels: int) -> Score:
+def accuracy_score(name: str, model: Model, right: "Tensor", protocol: str, labels: int) -> Score:
     """The accuracy at a label count, from whether each test image is right for each draw of labels [draws, n]."""
     right = right.double()
     return mean_score(name, model, right.mean(0), "share", f"{protocol}; mean over {len(right)} draws of labels",
                       labels=labels, draws=right.mean(1).tolist())
 
 
-def write_scores(job: Job, scores: list[Score]) -> None:
+def write_scores(job: "Job", scores: list[Score]) -> None:
     """Write the stage's scores to its output and its record."""
+    from fce.state import save_json
+
     for score in scores:
         name = "/".join(filter(None, (score.model, score.name, str(score.labels or ""))))
         job.record.log(0, **{name: score.value})

@@ -5,60 +5,53 @@ FCE_ANY_WEIGHTS=1 takes other weights of the same network; what is measured thro
 
 import os
 import pickle
-import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+from fce.data.fetch import obtain, way
 from fce.progress import log
 from fce.stage import Job, UserError, main
 from fce.state import atomic, load, sha256
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
-SHA256_PREFIX = "6726825d"  # as the file's name says
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # its beginning stands in the file's name
 NETWORK = "inception-v3-compat"  # torch-fidelity's name of it
 
 
 def run(job: Job) -> None:
-    import torch
-
-    how = (
-        f"get it from {ADDRESS} (its sha256 begins with {SHA256_PREFIX}) and put it into the folder that FCE_DATA names"
-    )
-    own = Path(os.environ.get("FCE_DATA", "")) / FILE
+    how = way(ADDRESS, SHA256)
     with atomic(job.out) as partial:
-        if os.environ.get("FCE_DATA") and own.exists():
-            shutil.copy(own, partial)
-        else:
-            log.info("downloading %s", ADDRESS)
-            try:
-                torch.hub.download_url_to_file(ADDRESS, str(partial), progress=False)
-            except OSError as error:
-                raise UserError(f"{FILE} is missing and could not be downloaded ({error}); {how}") from None
+        obtain(FILE, ADDRESS, partial, how)
         if not is_official(found := sha256(partial)):
             if os.environ.get("FCE_ANY_WEIGHTS") != "1":
                 raise UserError(
                     f"{FILE} has a wrong checksum ({found[:16]}...); {how}, or set FCE_ANY_WEIGHTS=1 to use it as it is"
                 )
-            check_network(partial, how)
+            open_network(partial, "2048", "cpu", FILE)
             log.warning("other weights than those of 2015-12-05 (%s...): distances are FD, not FID", found[:16])
 
 
 def is_official(digest: str) -> bool:
     """Whether this is the SHA-256 of the weights of 2015-12-05, through which a distance is FID."""
-    return digest.startswith(SHA256_PREFIX)
+    return digest == SHA256
 
 
-def check_network(path: Path, how: str) -> None:
-    """Raise UserError where the file is not a state of Inception."""
+def open_network(path: Path, layer: str, device: str, what: str) -> Any:
+    """torch-fidelity's Inception with the weights of a file; UserError, which begins with `what`, where it has none."""
     from torch_fidelity.utils import create_feature_extractor
 
     try:
         load(path)  # tensors only: torch-fidelity would run what code an unknown file holds
-        create_feature_extractor(NETWORK, ["2048"], cuda=False, feature_extractor_weights_path=str(path), verbose=False)
+        return create_feature_extractor(
+            NETWORK, [layer], cuda=device == "cuda", feature_extractor_weights_path=str(path), verbose=False
+        )
     except (EOFError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{FILE} is no state of torch-fidelity's Inception network ({reason}); {how}") from None
+        reason = (str(error).splitlines() or ["it is empty"])[0]
+        raise UserError(
+            f"{what} is no state of torch-fidelity's Inception network ({reason}); {way(ADDRESS, SHA256)}"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -6,14 +6,16 @@ This module needs neither torch nor data, so that `snakemake -n` is quick.
 import difflib
 import json
 import os
-from collections.abc import Iterator
+import re
+import reprlib
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from fce.schema import SECTIONS, TOY_SOURCES, Experiment, ImageExperiment, Profile, Strict, ToyExperiment
+from fce.schema import SECTIONS, SOURCES, TOY_SOURCES, Experiment, ImageExperiment, Profile, Strict, ToyExperiment
 
 ARMS = {  # how an EBM can be trained; an experiment names those it runs
     "toy": ("joint", "joint-from-random", "frozen-flow", "gaussian-noise"),
@@ -32,7 +34,11 @@ SLICES = {  # what each stage may read
     "fid": ("fid",),
     "probe": ("probe", "energy"),
     "supervised": ("supervised", "probe", "energy"),
+    "joint": ("flow", "energy", "joint", "data"),  # one for each arm
 }
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of an experiment: it stands in paths and in shell commands
 
 
 class ParamsError(ValueError):
@@ -96,9 +102,10 @@ class UniqueKeyLoader(yaml.SafeLoader):
         seen: set = set()
         for key_node in (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"):
             key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise ParamsError(f"{self.name}, line {key_node.start_mark.line + 1}: key '{key}' is given twice")
-            seen.add(key)
+            if isinstance(key, Hashable):  # of any other YAML itself complains
+                if key in seen:
+                    raise ParamsError(f"{self.name}, line {key_node.start_mark.line + 1}: key '{key}' is given twice")
+                seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -118,20 +125,24 @@ def load(path: str | Path = "params.yaml") -> Params:
     Raises:
         ParamsError: one message that names the key, where it stands and the nearest valid one.
     """
-    path = Path(path)
-    try:
-        with open(path) as file:
-            raw = yaml.load(file, UniqueKeyLoader)
-    except FileNotFoundError:
-        raise ParamsError(f"{path} does not exist; run from the repository's root") from None
-    except yaml.YAMLError as error:
-        raise ParamsError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ParamsError(f"{path} must be a mapping with keys full, quick, defaults, experiments")
-    require_keys(raw, ("full", "quick", "defaults", "experiments"), str(path))
+    return resolved(read(Path(path)), str(path))
+
+
+def resolved(raw: Any, where: str) -> Params:
+    """All of params.yaml from its plain content.
+
+    Raises:
+        ParamsError: as `load`.
+    """
+    require_keys(raw, ("full", "quick", "defaults", "experiments"), where)
     require_keys(raw["defaults"], ("toy", "images"), "defaults")
+    for kind, model in (("toy", ToyExperiment), ("images", ImageExperiment)):
+        keys = tuple(key for key in (*model.model_fields, "joint") if key != "data")
+        require_keys(raw["defaults"][kind], keys, f"defaults.{kind}", every=False)
+    if not isinstance(raw["experiments"], dict):
+        raise ParamsError("experiments must be a mapping of names to experiments")
     profiles = {name: check(Profile, raw[name], name) for name in ("full", "quick")}
-    resolved: dict[str, dict[str, Experiment]] = {}
+    experiments: dict[str, dict[str, Experiment]] = {}
     for profile, chosen in profiles.items():
         for name in [*chosen.toy, *chosen.images, *chosen.overrides]:
             if name not in raw["experiments"]:
@@ -139,24 +150,50 @@ def load(path: str | Path = "params.yaml") -> Params:
                     f"{profile} names the experiment '{name}', which experiments: does not have"
                     + suggestion(name, raw["experiments"])
                 )
-        resolved[profile] = {
+        for kind, names in (("toy", chosen.toy), ("images", chosen.images)):
+            for name in names:
+                if (found := kind_of(raw["experiments"][name])) not in (None, kind):
+                    raise ParamsError(f"{profile}.{kind}: '{name}' belongs to {profile}.{found}, by its data.source")
+        experiments[profile] = {
             name: resolve(raw, profile, name, kind)
             for kind, names in (("toy", chosen.toy), ("images", chosen.images))
             for name in names
         }
     for name, own in raw["experiments"].items():  # entries no profile lists are checked too
-        if not any(name in group for group in resolved.values()):
-            section = own.get("data") if isinstance(own, dict) else None
-            source = section.get("source") if isinstance(section, dict) else None
-            resolve(raw, "full", name, "toy" if source in TOY_SOURCES else "images")
-    return Params(profiles=profiles, experiments=resolved)
+        if not any(name in group for group in experiments.values()):
+            resolve(raw, "full", name, kind_of(own) or "images")
+    return Params(profiles=profiles, experiments=experiments)
+
+
+def kind_of(own: Any) -> str | None:
+    """Whether an experiment's entry is of 2D densities (toy) or of images; None where it does not tell."""
+    section = own.get("data") if isinstance(own, dict) else None
+    source = section.get("source") if isinstance(section, dict) else None
+    return "toy" if source in TOY_SOURCES else "images" if source in SOURCES else None
+
+
+def read(path: Path) -> Any:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return yaml.load(file, UniqueKeyLoader)
+    except FileNotFoundError:
+        raise ParamsError(f"{path} does not exist; run from the repository's root") from None
+    except OSError as error:
+        raise ParamsError(f"{path} can't be read: {error.strerror}") from None
+    except ParamsError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date as 2020-13-45
+        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def resolve(raw: dict[str, Any], profile: str, name: str, kind: str) -> Experiment:
     own, override = raw["experiments"][name], raw[profile]["overrides"].get(name, {})
     where = f"experiments.{name}"
-    if not isinstance(own, dict) or not all(c.isalnum() or c in "-_" for c in str(name)):
-        raise ParamsError(f"{where}: an experiment is a mapping, its name made of letters, digits, - and _")
+    if not isinstance(own, dict) or not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ParamsError(
+            f"{ascii(where)[1:-1]}: an experiment is a mapping, and its name text, no number: at most 64 letters "
+            "(a to z), digits, - and _"
+        )
     whole = merge(raw["defaults"][kind], own, override)
     shared, arms = whole.pop("joint", {}), whole.get("arms", {})
     if not isinstance(shared, dict) or not isinstance(arms, dict):
@@ -170,16 +207,14 @@ def resolve(raw: dict[str, Any], profile: str, name: str, kind: str) -> Experime
     return experiment
 
 
-def check_slice(content: Any) -> None:
-    """Check one stage's parameters, as read from its slice.
+def check_slice(content: Any, stage: str) -> None:
+    """Check a stage's parameters, as read from its slice.
 
     Raises:
         ParamsError: as `load`.
     """
-    require_keys(content, tuple(content) if isinstance(content, dict) else (), "the slice")
+    require_keys(content, SLICES[stage], f"the slice of {stage}")
     for section, settings in content.items():
-        if section not in SECTIONS:
-            raise ParamsError(f"unknown section '{section}'{suggestion(section, SECTIONS)}")
         check(SECTIONS[section], settings, section)
 
 
@@ -207,20 +242,19 @@ def check(model: Any, content: Any, where: str) -> Any:
 
 def explain(error: Any, model: Any, where: str) -> str:
     """One pydantic error as one sentence: where, what, how to mend."""
-    keys = [
-        str(part)
-        for part in error["loc"]
-        if part not in TOY_SOURCES and part not in ("digits", "svhn", "cifar10", "npz")
-    ]
+    loc = [str(part) for part in error["loc"]]
+    # pydantic puts the source after `data`, as if it were a key
+    keys = [part for before, part in zip([where, *loc], loc, strict=False) if before != "data" or part not in SOURCES]
     place, given = ".".join([where, *keys]), error.get("input")
     if error["type"] == "extra_forbidden":
         return f"{place}: unknown key '{keys[-1]}'{suggestion(keys[-1], field_names(model))}"
     if error["type"] == "missing":
         return f"{place}: the key is missing"
-    hint = ""
+    message = re.sub("valid dictionary.*", "mapping", error["msg"].removeprefix("Value error, "))
+    hint = "" if isinstance(given, dict) else f" (got {reprlib.repr(given)})"
     if isinstance(given, str) and error["type"] in ("float_type", "int_type"):
-        hint = "; YAML reads it as text: write numbers without quotes, and 1.0e-4 rather than 1e-4"
-    return f"{place}: {error['msg'].removeprefix('Value error, ')} (got {given!r}){hint}"
+        hint += "; YAML reads it as text: write numbers without quotes, and 1.0e-4 rather than 1e-4"
+    return f"{place}: {message}{hint}"
 
 
 def field_names(model: Any) -> set[str]:

@@ -1,87 +1,111 @@
 """The shape of params.yaml: typed, frozen, unknown keys refused; no field has a default, all stands in the file."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
+T = TypeVar("T")
+
+
+def distinct(values: list[T]) -> list[T]:
+    again = [value for i, value in enumerate(values) if value in values[:i]]
+    if again:
+        raise ValueError(f"{again[0]!r} is given twice")
+    return values
+
+
+# The upper bounds are far from any use: a number beyond them is a slip, better found here than by the memory
+Positive = Annotated[int, Field(gt=0, le=10**9)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Amount = Annotated[int, Field(gt=0, le=10**7)]  # of points, images or samples
+Width = Annotated[int, Field(gt=0, le=2**14)]  # of a layer
+Few = Annotated[int, Field(gt=0, le=2**10)]  # of what is built or drawn one by one
+Rate = Annotated[float, Field(gt=0, le=1e9)]
+Length = Annotated[float, Field(ge=1e-3, le=1e3)]  # of a 2D density
+Spread = Annotated[float, Field(ge=1e-3, le=10)]  # of a pinwheel's arms, whose angle grows as its exponential
 Share = Annotated[float, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Distinct = AfterValidator(distinct)
+Widths = Annotated[list[Width], Field(min_length=1, max_length=16)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Ring(Strict):
     source: Literal["ring"]
-    modes: Positive
-    radius: Rate
-    std: Rate
-    validation: Positive
-    test: Positive
+    modes: Few
+    radius: Length
+    std: Length
+    validation: Amount
+    test: Amount
 
 
 class Pinwheel(Strict):
     source: Literal["pinwheel"]
-    arms: Positive
-    radial_std: Rate
-    tangential_std: Rate
-    rate: Rate
-    scale: Rate
-    validation: Positive
-    test: Positive
+    arms: Few
+    radial_std: Spread
+    tangential_std: Spread
+    rate: Length
+    scale: Length
+    validation: Amount
+    test: Amount
 
 
 class Spiral(Strict):
     source: Literal["spiral"]
-    turns: Rate
-    radius: Rate
-    std: Rate
-    components: Positive
-    validation: Positive
-    test: Positive
+    turns: Length
+    radius: Length
+    std: Length
+    components: Few
+    validation: Amount
+    test: Amount
 
 
 class Checkerboard(Strict):
     source: Literal["checkerboard"]
-    squares: Annotated[int, Field(ge=2)]
-    side: Rate
-    validation: Positive
-    test: Positive
+    squares: Annotated[int, Field(ge=2, le=64)]
+    side: Length
+    validation: Amount
+    test: Amount
 
 
 class Moons(Strict):
     source: Literal["moons"]
-    std: Rate
-    scale: Rate
-    components: Positive
-    validation: Positive
-    test: Positive
+    std: Length
+    scale: Length
+    components: Few
+    validation: Amount
+    test: Amount
 
 
 class Rings(Strict):
     source: Literal["rings"]
-    count: Positive
-    radius: Rate
-    std: Rate
-    components: Positive
-    validation: Positive
-    test: Positive
+    count: Few
+    radius: Length
+    std: Length
+    components: Few
+    validation: Amount
+    test: Amount
 
 
 class Digits(Strict):
     source: Literal["digits"]
-    validation: Positive
-    test: Positive
+    validation: Amount
+    test: Annotated[int, Field(ge=10)]  # one of each class
     split_seed: Seed
+
+    @model_validator(mode="after")
+    def fits(self) -> "Digits":
+        if self.validation + self.test > 1700:
+            raise ValueError("validation and test: of 1797 digits they may take 1700")
+        return self
 
 
 class Official(Strict):
     source: Literal["svhn", "cifar10"]
-    validation: Positive
+    validation: Annotated[int, Field(gt=0, le=40_000)]
     split_seed: Seed
 
 
@@ -91,19 +115,20 @@ class Npz(Strict):
     source: Literal["npz"]
     file: Annotated[str, Field(min_length=1)]
     levels: Annotated[int, Field(ge=2, le=256)]
-    validation: Positive
+    validation: Amount
     split_seed: Seed
 
 
 Toy = Ring | Pinwheel | Spiral | Checkerboard | Moons | Rings
 Data = Annotated[Toy | Digits | Official | Npz, Field(discriminator="source")]
 TOY_SOURCES = tuple(get_args(model.model_fields["source"].annotation)[0] for model in get_args(Toy))
+SOURCES = (*TOY_SOURCES, "digits", "svhn", "cifar10", "npz")
 
 
 class Flow(Strict):
-    levels: Positive
-    steps: Positive
-    width: Positive
+    levels: Few
+    steps: Few
+    width: Width
     layers: Literal["fc", "conv"]
     coupling: Literal["additive", "affine"]
     scale_floor: Share
@@ -118,13 +143,13 @@ class Flow(Strict):
 
 class Energy(Strict):
     layers: Literal["fc", "conv"]
-    widths: Annotated[list[Positive], Field(min_length=1)]
+    widths: Widths
     slope: Share
 
 
 class Pretrain(Strict):
     steps: Positive
-    batch: Positive
+    batch: Amount
     optimizer: Literal["adam", "adamax"]
     lr: Rate
     warmup: Count
@@ -146,8 +171,8 @@ class Joint(Strict):
     start: Literal["pretrained", "random"]
     noise: Literal["flow", "frozen-flow", "gaussian"]
     energy: Literal["plain", "residual"]
-    batch: Positive
-    noise_ratio: Positive
+    batch: Amount
+    noise_ratio: Few
     ebm_updates: Positive
     warm_start: Count
     head_start: Count
@@ -159,8 +184,8 @@ class Joint(Strict):
     c_lr: Rate
     flow_lr: Rate
     flow_warmup: Count
-    value_weight: Annotated[float, Field(ge=0)]
-    mle_weight: Annotated[float, Field(ge=0)]
+    value_weight: Annotated[float, Field(ge=0, le=1e9)]
+    mle_weight: Annotated[float, Field(ge=0, le=1e9)]
     decay: Literal["constant", "cosine"]
     ebm_clip: Rate
     flow_clip: Rate
@@ -184,9 +209,9 @@ class Rates(Strict):
 
 
 class Dcgan(Strict):
-    latent: Positive
-    widths: Annotated[list[Positive], Field(min_length=2)]
-    batch: Annotated[int, Field(ge=2)]
+    latent: Width
+    widths: Annotated[list[Width], Field(min_length=2, max_length=16)]
+    batch: Annotated[int, Field(ge=2, le=10**7)]
     beta1: Share
     rates: Literal["orig", "ttur"]
     orig: Rates
@@ -195,52 +220,52 @@ class Dcgan(Strict):
 
 
 class Density(Strict):
-    boxes: Annotated[list[Rate], Field(min_length=2, max_length=2)]
-    points: Annotated[list[Positive], Field(min_length=2, max_length=2)]
-    plot_points: Positive
+    boxes: Annotated[list[Length], Field(min_length=2, max_length=2)]
+    points: Annotated[list[Annotated[int, Field(gt=0, le=4096)]], Field(min_length=2, max_length=2)]
+    plot_points: Annotated[int, Field(ge=2, le=4096)]
 
 
 class Classifier(Strict):
     epochs: Positive
     lr: Rate
-    batch: Positive
-    width: Positive
-    features: Positive
+    batch: Amount
+    width: Width
+    features: Annotated[int, Field(ge=2, le=2**14)]  # a covariance of one is no matrix
 
 
 class Sample(Strict):
-    count: Positive
-    batch: Positive
+    count: Amount
+    batch: Amount
     temperature: Rate
 
 
 class BitsPerDim(Strict):
-    draws: Positive
-    batch: Positive
+    draws: Few
+    batch: Amount
 
 
 class LogZ(Strict):
-    samples: Annotated[int, Field(ge=256)]
-    batch: Positive
+    samples: Annotated[int, Field(ge=256, le=10**7)]
+    batch: Amount
     level: Annotated[float, Field(gt=0, lt=1)]
-    chains: Annotated[int, Field(ge=2)]
+    chains: Annotated[int, Field(ge=2, le=10**7)]
     temperatures: Positive
     leapfrog: Positive
 
 
 class Infinity(Strict):
-    points: Annotated[int, Field(ge=3)]
-    smallest: Annotated[float, Field(gt=0, lt=1)]
+    points: Annotated[int, Field(ge=3, le=2**10)]
+    smallest: Annotated[float, Field(gt=0, le=0.8)]
 
 
 class Kernel(Strict):
-    subsets: Annotated[int, Field(ge=2)]
-    size: Annotated[int, Field(ge=2)]
+    subsets: Annotated[int, Field(ge=2, le=10**7)]
+    size: Annotated[int, Field(ge=2, le=10**7)]
 
 
 class Neighbours(Strict):
-    images: Positive
-    k: Positive
+    images: Amount
+    k: Amount
 
     @model_validator(mode="after")
     def fits(self) -> "Neighbours":
@@ -251,26 +276,26 @@ class Neighbours(Strict):
 
 class Fid(Strict):
     features: Literal["inception", "classifier"]
-    batch: Positive
-    draws: Annotated[int, Field(ge=2)]
+    batch: Amount
+    draws: Annotated[int, Field(ge=2, le=2**10)]
     infinity: Infinity
     kid: Kernel
     neighbours: Neighbours
 
 
 class Probe(Strict):
-    labels: Annotated[list[Positive], Field(min_length=1)]
-    draws: Positive
+    labels: Annotated[list[Annotated[int, Field(ge=2, le=10**7)]], Field(min_length=1), Distinct]  # 2: one of a class
+    draws: Few
     inverse_l2: Annotated[list[Rate], Field(min_length=1)]
 
 
 class Supervised(Strict):
-    batch: Positive
+    batch: Amount
     updates: Positive
     epochs: Positive
     validations: Positive
     lr: Annotated[list[Rate], Field(min_length=1)]
-    weight_decay: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
+    weight_decay: Annotated[list[Annotated[float, Field(ge=0, le=1e9)]], Field(min_length=1)]
 
 
 class ToyExperiment(Strict):
@@ -280,6 +305,12 @@ class ToyExperiment(Strict):
     pretrain: Pretrain
     arms: Annotated[dict[str, Joint], Field(min_length=1)]
     density: Density
+
+    @model_validator(mode="after")
+    def fits(self) -> "ToyExperiment":
+        if {self.flow.layers, self.energy.layers} != {"fc"}:
+            raise ValueError("flow.layers and energy.layers: a 2D density needs fc in both")
+        return self
 
 
 class ImageExperiment(Strict):
@@ -297,19 +328,28 @@ class ImageExperiment(Strict):
     probe: Probe
     supervised: Supervised
 
+    @model_validator(mode="after")
+    def fits(self) -> "ImageExperiment":
+        if {self.flow.layers, self.energy.layers} != {"conv"}:
+            raise ValueError("flow.layers and energy.layers: images need conv in both")
+        levels = 17 if isinstance(self.data, Digits) else self.data.levels if isinstance(self.data, Npz) else 256
+        if self.fid.features == "inception" and levels != 256:
+            raise ValueError(f"fid.features: inception needs 256 grey levels, this data has {levels}; use classifier")
+        return self
+
 
 Experiment = ToyExperiment | ImageExperiment
 
 
 class Seeds(Strict):
-    toy: Annotated[list[Seed], Field(min_length=1)]
-    images: Annotated[list[Seed], Field(min_length=1)]
+    toy: Annotated[list[Seed], Field(min_length=1), Distinct]
+    images: Annotated[list[Seed], Field(min_length=1), Distinct]
 
 
 class Profile(Strict):
     seeds: Seeds
-    toy: list[str]
-    images: list[str]
+    toy: Annotated[list[str], Distinct]
+    images: Annotated[list[str], Distinct]
     overrides: dict[str, dict[str, Any]]
 
 

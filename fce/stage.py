@@ -161,14 +161,14 @@ def main(
         parser.add_argument(f"--{name}", required=name in inputs, help=f"input: {name}")
     if seeded:
         seeds = "the runs' seeds; {seed} in a path stands for each" if several else "the run's seed"
-        parser.add_argument("--seed", type=int, required=True, help=seeds, nargs="+" if several else 1)
+        parser.add_argument("--seed", type=natural, required=True, help=seeds, nargs="+" if several else 1)
     if several:
         parser.add_argument("--arm", nargs="+", default=[""], help="{arm} in a path stands for each")
     parser.add_argument("--out", required=True, help="the output; what belongs to it is written beside it")
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one"
     )
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=natural, default=0, help="CPU threads (default: torch's choice)")
     if resumes:
         parser.add_argument("--save-every", type=float, default=os.environ.get("FCE_SAVE_EVERY", "300"),
                             help="seconds between two saved states, from which the same command goes on (default: "
@@ -184,9 +184,11 @@ def main(
             paths = {name: place(path, arm, seed) for name, path in given.items()}
             needed = paths | ({"params": place(arguments.params, arm, seed)} if sliced else {})
             for name, path in needed.items():
-                if not path.exists():
+                if not path.is_file():
                     raise UserError(f"--{name}: {path} does not exist; the stage before this one makes it")
-            params, out = read_params(needed["params"]) if sliced else {}, place(arguments.out, arm, seed)
+            params, out = read_params(needed["params"], stage) if sliced else {}, place(arguments.out, arm, seed)
+            if out.is_dir():
+                raise UserError(f"--out: {out} is a folder, but the output is a file")
             if any(out == job.out for job in jobs):
                 raise UserError(f"--out: {out} would be written by several runs; name it with {{seed}} and {{arm}}")
             jobs.append(Job(stage, params, out, paths, seed, device, tags_of(out, stage), command, code))
@@ -208,6 +210,13 @@ def main(
     return 0
 
 
+def natural(text: str) -> int:
+    """A seed, or a number of threads."""
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
 def fault(error: Exception) -> str:
     """One line on a fault of the machine's or ours."""
     said = (str(error).splitlines() or [""])[0]
@@ -225,9 +234,12 @@ def execute(
     jobs: list[Job], run: Callable[[list[Job]], None], threads: int, save_every: float | None = None
 ) -> None:
     """Run the jobs with their records; where `save_every` is given, with their state kept."""
+    from fce.inputs import check
     from fce.numerics import settle
     from fce.track import Run
 
+    for job in jobs:
+        check(job)
     settle(jobs[0].seed_for("torch"), threads)
     with ExitStack() as around:
         for job in jobs:
@@ -263,13 +275,13 @@ def fail(error: Exception | str, code: int) -> int:
     return code
 
 
-def read_params(path: Path) -> dict[str, Any]:
+def read_params(path: Path, stage: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"--params: {path} is not JSON ({error}); Snakemake writes it anew") from None
     try:
-        check_slice(content)
+        check_slice(content, stage)
     except ParamsError as error:
         raise UserError(f"--params: {path}: {error}") from None
     return content

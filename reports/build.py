@@ -8,6 +8,7 @@ import base64
 import sys
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -181,9 +182,14 @@ def plain(cell: Any) -> str:
     return ", ".join(text for text, _ in cell) if isinstance(cell, list) else str(cell)
 
 
+def inline(text: str) -> str:
+    """Text as Markdown shows it on one line: no HTML, no new column, no new row."""
+    return " ".join(escape(text, quote=False).replace("|", "\\|").split())
+
+
 def markdown_table(frame: pd.DataFrame) -> str:
     rows = [list(frame.columns), ["---"] * frame.shape[1], *frame.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(plain(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(inline(plain(cell)) for cell in row) + " |" for row in rows)
 
 
 def markdown(sections: list[Section]) -> str:
@@ -196,9 +202,10 @@ def markdown(sections: list[Section]) -> str:
                 body = f"See {block.name}.csv." if block.name == "provenance" else markdown_table(block.frame)
                 parts += [f"**{block.title}**", body, block.note]
             elif isinstance(block, Text):
-                parts.append({"text": "{}", "missing": "> {}", "code": "```sh\n{}\n```"}[block.kind].format(block.text))
+                text = block.text if block.kind == "code" else escape(block.text, quote=False)
+                parts.append({"text": "{}", "missing": "> {}", "code": "```sh\n{}\n```"}[block.kind].format(text))
             elif block.why:
-                parts.append(f"> {block.title}: {block.why}")
+                parts.append(f"> {block.title}: {inline(block.why)}")
             else:
                 parts += [f"![{block.title}]({block.name}.png)", f"*{block.title}.* {block.caption}"]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -234,6 +241,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the page; what belongs to it is written beside it")
     arguments = parser.parse_args(argv)
     try:
+        if not arguments.build.is_dir():
+            raise UserError(f"--build: {arguments.build} is no folder; name the one of results, which snakemake makes")
+        if arguments.out.is_dir():
+            raise UserError(f"--out: {arguments.out} is a folder, but the page is a file; add index.html")
         render(arguments.profile, arguments.build, arguments.out)
     except (UserError, params.ParamsError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")

@@ -22,12 +22,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter
 
+from fce.arrays import read_arrays
+from fce.stage import UserError
 from reports.tables import ARMS, DATA, Reason, by_seed, write
 from reports.verdicts import Values
 
 WIDTH = 7.0  # inches, the report's text column
 FILL = {"left": 0.03, "right": 0.99, "bottom": 0.06, "top": 0.93}
 GRID = 8  # a sample figure shows the first 8 x 8 images, not chosen ones
+CURVES = {"pretrain": ("step", "validation"), "joint": ("ebm_updates", "value", "accuracy_data", "accuracy_gen")}
 NAMES = ARMS | {"joint": "ours, pre-trained start"}
 PALETTE = [sns.color_palette("colorblind")[i] for i in (7, 3, 0, 6, 2, 4, 1, 8, 7, 5, 9)]
 COLOURS = dict(zip(ARMS, PALETTE, strict=True))
@@ -55,7 +58,13 @@ def curves(folder: Path, experiment: str, name: str) -> pd.DataFrame:
     frames = [pd.DataFrame()]
     for path in sorted((folder / experiment).glob(f"seed-*/**/{name}.csv")):
         seed, *arm = path.relative_to(folder / experiment).parts[:-1]
-        frames.append(pd.read_csv(path).assign(seed=int(seed.removeprefix("seed-")), arm="".join(arm)))
+        try:
+            frame = pd.read_csv(path)
+        except ValueError as error:
+            raise UserError(f"{path} is no curve ({error}); delete it and run snakemake") from None
+        if lacking := [column for column in CURVES[name] if column not in frame]:
+            raise UserError(f"{path} is no curve (it has no {lacking[0]}); delete it and run snakemake")
+        frames.append(frame.assign(seed=int(seed.removeprefix("seed-")), arm="".join(arm)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -97,8 +106,9 @@ def densities(folder: Path, experiments: list[str], scores: pd.DataFrame, out: P
     rows = []
     for row, experiment in zip(axes, drawn, strict=True):
         place = folder / experiment / f"seed-{seeds[experiment]}"
-        points = np.load(folder / experiment / "data.npz")["test"][:2000]
-        mle, ours = (np.load(place / arm / "density.npz") for arm in ("mle", "joint-from-random"))
+        points = read_arrays(folder / experiment / "data.npz", ("test",))["test"][:2000]
+        mle, ours = (read_arrays(place / arm / "density.npz", ("axis", "truth", "flow"), ("ebm",))
+                     for arm in ("mle", "joint-from-random"))
         side, edge = 1.08 * np.abs(points).max(), mle["axis"][-1] + 0.5 * (mle["axis"][1] - mle["axis"][0])
         row[0].scatter(*points.T, s=0.5, color="0.25", linewidths=0, rasterized=True)
         panels = {"Truth": (mle["truth"], "mle", "data"), "Glow (MLE)": (mle["flow"], "mle", "flow"),
@@ -168,7 +178,9 @@ def samples(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
     seed = first_seed(folder / experiment, files)
     if seed is None:
         return Figure(name, title, "", why(experiment, "joint", "sample"))
-    data, mle, ours = (np.load(folder / experiment / f"seed-{seed}" / file) for file in files)
+    wanted = (("test_images",), ("images", "levels"), ("images",))
+    data, mle, ours = (read_arrays(folder / experiment / f"seed-{seed}" / file, needed)
+                       for file, needed in zip(files, wanted, strict=True))
     panels = {"Data": data["test_images"], "Glow (MLE)": mle["images"], "Glow (ours)": ours["images"]}
     canvas, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.5), gridspec_kw={"wspace": 0.06, **FILL})
     for ax, (label, images) in zip(axes, panels.items(), strict=True):

@@ -70,7 +70,7 @@ def provenance(folder: Path, files: list[dict[str, Any]]) -> pd.DataFrame:
 
 def record(path: Path) -> tuple[dict[str, Any], float | str]:
     """A stage's provenance and its wall time in seconds, from its record; empty for one that has not ended."""
-    with suppress(OSError, ValueError, KeyError, IndexError):
+    with suppress(OSError, ValueError, KeyError, IndexError, TypeError):
         lines = path.with_name(f"{path.name}.run.jsonl").read_text().splitlines()
         first, last = json.loads(lines[0]), json.loads(lines[-1])
         if last["kind"] == "end":

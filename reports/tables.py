@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
+from eval.score import read_scores
 from fce.stage import UserError
 from reports.verdicts import (
     ALONE,
@@ -85,14 +87,20 @@ def score_files(folder: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a file is no score file, or its content belongs to another place.
     """
+    for path in folder.glob("*/seed-*"):
+        if not path.name.removeprefix("seed-").isdecimal():
+            raise UserError(f"{path}: 'seed-' and a number is the name of a run's folder; rename or delete it")
     found = []
     for path in sorted(folder.glob("*/seed-*/*/*.json")):
         try:
-            content = json.loads(path.read_text())
-            place = [content[key] for key in ("profile", "experiment", "seed", "arm", "measure")]
-            content["scores"], content["provenance"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a score file ({error!r}); delete it and run snakemake") from None
+            content = read_scores(path).model_dump()
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = ".".join(map(str, (*first["loc"], first["msg"])))
+            raise UserError(f"{path} is not a score file ({what}); delete it and run snakemake") from None
+        except ValueError as error:
+            raise UserError(f"{path} is not a score file ({error}); delete it and run snakemake") from None
+        place = [content[key] for key in ("profile", "experiment", "seed", "arm", "measure")]
         seed = int(path.parents[1].name.removeprefix("seed-"))
         if place != [folder.name, path.parents[2].name, seed, path.parent.name, path.stem]:
             raise UserError(f"{path} holds the scores of {place}: it was moved; delete it and run snakemake")

@@ -351,7 +351,7 @@ def test_only_the_official_weights_make_it_fid(tmp_path, monkeypatch, inception_
     found = scores(files, "joint")
     assert found["frechet_distance"]["unit"] == "FD"
     assert "other weights: not FID" in found["frechet_distance"]["protocol"]
-    monkeypatch.setattr(weights, "SHA256_PREFIX", fid.sha256(inception_file)[:8])
+    monkeypatch.setattr(weights, "SHA256", fid.sha256(inception_file))
     official = fid.inception(inception_file, "cpu")
     assert (official.names, official.words) == (fid.INCEPTION, "Inception 2015-12-05")
 
@@ -359,8 +359,8 @@ def test_only_the_official_weights_make_it_fid(tmp_path, monkeypatch, inception_
 def test_the_paper_sizes_are_enough_for_inception_and_2048_images_are_not() -> None:
     """By the numbers of the official sets, which are not at hand."""
     experiments = load(Path(__file__).resolve().parent.parent / "params.yaml").experiments
-    for name, train in (("svhn", 73257), ("cifar10", 50000)):
+    for name, train, test in (("svhn", 73257, 26032), ("cifar10", 50000, 10000)):
         whole = experiments["full"][name].model_dump()
-        fid.refuse_too_few(2048, whole["fid"], whole["sample"]["count"], train, "")
+        fid.refuse_too_few(2048, whole["fid"], whole["sample"]["count"], train, test, "")
     with pytest.raises(UserError, match=r"sample.count: 2048 images; .* 2048 features needs 2049: raise it"):
-        fid.refuse_too_few(2048, whole["fid"], 2048, 50000, "")
+        fid.refuse_too_few(2048, whole["fid"], 2048, 50000, 10000, "")

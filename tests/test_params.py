@@ -76,6 +76,26 @@ MISTAKES = {  # name: old text, new text, what the message must say
     "a word for data": ("experiments:\n", "experiments:\n  own: {data: ring}\n", r"experiments\.own\.data"),
     "no data": ("experiments:\n", "experiments:\n  own: {}\n", r"experiments\.own\.data: the key is missing"),
     "a path for a name": ("experiments:\n", "experiments:\n  a/b: {}\n", r"experiments\.a/b: .*letters"),
+    "a number for a name": ("experiments:\n", "experiments:\n  5: {}\n", r"experiments\.5: .*text, no number"),
+    "a long name": ("experiments:\n", f"experiments:\n  {'a' * 65}: {{}}\n", "at most 64 letters"),
+    "NaN": (" lr: 1.0e-3\n", " lr: .nan\n", r"pretrain\.lr: .*finite number"),
+    "infinity": (" lr: 1.0e-3\n", " lr: .inf\n", r"pretrain\.lr: .*finite number"),
+    "a huge width": ("width: 128", "width: 12800000", r"flow\.width: .*less than or equal to 16384"),
+    "a huge number": ("width: 128", f"width: {10**40}", r"flow\.width: .*less than or equal to"),
+    "a huge rate": (" lr: 1.0e-3\n", " lr: 1.0e+300\n", r"pretrain\.lr: .*less than or equal to"),
+    "a seed twice": ("seeds: {toy: [0, 1], ", "seeds: {toy: [1, 1], ", r"quick\.seeds\.toy: 1 is given twice"),
+    "a negative seed": ("seeds: {toy: [0, 1], ", "seeds: {toy: [-1], ", r"quick\.seeds\.toy\.0: .*or equal to 0"),
+    "an experiment twice": ("toy: [ring]", "toy: [ring, ring]", r"quick\.toy: 'ring' is given twice"),
+    "images as points": ("toy: [ring]", "toy: [digits]", r"quick\.toy: 'digits' belongs to quick\.images"),
+    "an unknown default": ("    energy: {layers: fc", "    enrgy: {layers: fc", r"defaults\.toy: unknown key 'enrgy'"),
+    "convolutions on points": ("      layers: fc\n", "      layers: conv\n", "a 2D density needs fc in both"),
+    "too many digits": ("test: 400", "test: 4000", r"experiments\.digits\.data: .*of 1797 digits"),
+    "Inception for digits": ("features: classifier  ", "features: inception  ", "this data has 17; use classifier"),
+    "a source as a key": ("{source: ring, ", "{ring: 1, source: ring, ", r"\.ring\.data\.ring: unknown key 'ring'"),
+    "an experiment in itself": ("  ring:\n    data", "  ring:\n    ring: {}\n    data", r"\.ring\.ring: unknown key"),
+    "a list for a key": ("full:", "? [a]\n: 1\nfull:", r"params\.yaml is not valid YAML: .*unhashable key"),
+    "no date": ("warmup: 50", "warmup: 2020-13-45", r"not valid YAML: month must be in 1\.\.12"),
+    "code": ("warmup: 50", "warmup: !!python/object/apply:os.getpid []", "could not determine a constructor"),
 }
 
 
@@ -92,6 +112,11 @@ def test_a_missing_or_empty_file_is_refused_by_name(tmp_path):
     (tmp_path / "params.yaml").write_text("")
     with pytest.raises(ParamsError, match=r"params\.yaml must be a mapping"):
         load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ParamsError, match=r"params\.yaml is not valid YAML: .*utf-8"):
+        load(tmp_path / "params.yaml")
+    with pytest.raises(ParamsError, match="can't be read: Is a directory"):
+        load(tmp_path)
 
 
 def test_parameters_are_frozen(tmp_path):

@@ -1,4 +1,4 @@
-"""Image data: SVHN and CIFAR-10 (torchvision, checksums), scikit-learn's digits, a user's own npz.
+"""Image data: SVHN and CIFAR-10 (torchvision), scikit-learn's digits, a user's own npz.
 
 `FCE_DATA` names a folder of files you already have (the official archives, npz files, Inception weights); what
 is downloaded goes to build/downloads. Conventions: uint8 images, NHWC on disk, NCHW in training; the models'
@@ -7,9 +7,6 @@ coordinates are x = (k + u) / levels - 1/2 with u uniform on [0, 1), for grey le
 
 import math
 import os
-import shutil
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +15,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fce.progress import log
+from fce.arrays import read_arrays
+from fce.data.fetch import obtain, way
 from fce.stage import UserError
+from fce.state import atomic, sha256
 
 DOWNLOADS = Path("build/downloads")
-OFFICIAL = {  # file: (address, md5); the archives the paper's data sets are published as
+OFFICIAL = {  # file: (address, sha256, as torchvision's prototype data sets have it; its loaders check the md5 too)
     "svhn": {
         "train_32x32.mat": (
-            "http://ufldl.stanford.edu/housenumbers/train_32x32.mat",
-            "e26dedcc434d2e4c54c9b2d4a06d8373",
+            "https://ufldl.stanford.edu/housenumbers/train_32x32.mat",
+            "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
         ),
-        "test_32x32.mat": ("http://ufldl.stanford.edu/housenumbers/test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3"),
+        "test_32x32.mat": (
+            "https://ufldl.stanford.edu/housenumbers/test_32x32.mat",
+            "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
+        ),
     },
     "cifar10": {
         "cifar-10-python.tar.gz": (
             "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-            "c58f30108f718f92721af3b95e74349a",
+            "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
         ),
     },
 }
 SIZES = {"svhn": (73_257, 26_032), "cifar10": (50_000, 10_000)}
+OWN = ("train_images", "train_labels", "test_images", "test_labels")  # what a user's npz holds
 EDGE = 1e-4  # the noise keeps this far from its bin's walls, so that float32 cannot round it into the next bin
 
 
@@ -52,7 +55,7 @@ def load(data: dict[str, Any]) -> dict[str, np.ndarray]:
         arrays = digits(data["test"], data["split_seed"])
         levels = 17
     elif source == "npz":
-        arrays, levels = read_npz(find_npz(data["file"])), data["levels"]
+        arrays, levels = read_arrays(find_npz(data["file"]), OWN), data["levels"]
     else:
         arrays, levels = official(source), 256
     check(arrays, levels, source)
@@ -82,8 +85,8 @@ def official(name: str) -> dict[str, np.ndarray]:
 
     root = DOWNLOADS / name
     root.mkdir(parents=True, exist_ok=True)
-    for file, (address, md5) in OFFICIAL[name].items():
-        fetch(file, address, md5, root)
+    for file, (address, checksum) in OFFICIAL[name].items():
+        fetch(file, address, checksum, root)
     if name == "svhn":
         train, test = (datasets.SVHN(str(root), split=part, download=False) for part in ("train", "test"))
         pairs = [(part.data.transpose(0, 2, 3, 1), part.labels) for part in (train, test)]
@@ -102,27 +105,15 @@ def official(name: str) -> dict[str, np.ndarray]:
     }
 
 
-def fetch(file: str, address: str, md5: str, root: Path) -> None:
-    """Put `file` into `root`: from FCE_DATA where it is there, else from its address; its checksum must hold."""
-    from torchvision.datasets.utils import check_integrity, download_url
-
-    target, own = root / file, Path(os.environ.get("FCE_DATA", "")) / file
-    if check_integrity(str(target), md5):
+def fetch(file: str, address: str, checksum: str, root: Path) -> None:
+    """Put `file` into `root`: from FCE_DATA where it is there, else from its address; its SHA-256 must hold."""
+    target, how = root / file, way(address, checksum)
+    if target.exists() and sha256(target) == checksum:
         return
-    how = f"get it from {address} (md5 {md5}) and put it into the folder that FCE_DATA names"
-    try:
-        if os.environ.get("FCE_DATA") and own.exists():
-            if not check_integrity(str(own), md5):
-                raise UserError(f"{own} has a wrong checksum; {how}")
-            shutil.copy(own, target)
-        else:
-            log.info("downloading %s", address)
-            download_url(address, str(root), file, md5)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{file} is missing and could not be downloaded ({error}); {how}") from None
-    finally:
-        if not check_integrity(str(target), md5):
-            target.unlink(missing_ok=True)
+    with atomic(target) as partial:
+        obtain(file, address, partial, how)
+        if sha256(partial) != checksum:
+            raise UserError(f"{file} has a wrong checksum; {how}")
 
 
 def find_npz(file: str) -> Path:
@@ -136,25 +127,12 @@ def find_npz(file: str) -> Path:
     return path
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    keys = ("train_images", "train_labels", "test_images", "test_labels")
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise UserError(f"{path} holds one bare array, but an npz file with {', '.join(keys)} is needed")
-        with file:
-            missing = [key for key in keys if key not in file.files]
-            if missing:
-                raise UserError(f"{path}: no array '{missing[0]}'; it has {', '.join(file.files)}")
-            return {key: file[key] for key in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is not a readable npz file: {error}") from None
-
-
-def check(arrays: dict[str, np.ndarray], levels: int, source: str) -> None:
-    """Refuse what is not labelled uint8 NHWC images of `levels` grey levels."""
-    for part in ("train", "test"):
-        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+def check(
+    arrays: dict[str, np.ndarray], levels: int, source: str, parts: tuple[str, ...] = ("train", "test")
+) -> None:
+    """Refuse what is not uint8 NHWC images of `levels` grey levels, or labels that do not fit them."""
+    for part in parts:
+        images, labels = arrays[f"{part}_images"], arrays.get(f"{part}_labels")
         where = f"{source}, {part}_images"
         if images.dtype != np.uint8:
             raise UserError(f"{where}: dtype {images.dtype}, but grey levels are uint8; convert with .astype('uint8')")
@@ -162,24 +140,25 @@ def check(arrays: dict[str, np.ndarray], levels: int, source: str) -> None:
             raise UserError(f"{where}: shape {images.shape}, but square images [N, H, W, 1 or 3] are needed")
         if images.shape[1:] != arrays["train_images"].shape[1:]:
             raise UserError(f"{where}: shape {images.shape}, but train_images have {arrays['train_images'].shape}")
-        if labels.ndim != 1:
+        if images.shape[1] < 8:
+            raise UserError(f"{where}: side {images.shape[1]}; images of 8 pixels or more are needed")
+        if labels is not None and labels.ndim != 1:
             raise UserError(f"{source}, {part}_labels: shape {labels.shape}, but one label per image is needed")
-        if len(images) == 0 or len(images) != len(labels):
-            raise UserError(f"{where}: {len(images)} images and {len(labels)} labels")
+        if len(images) == 0 or (labels is not None and len(images) != len(labels)):
+            raise UserError(f"{where}: {len(images)} images" + ("" if labels is None else f" and {len(labels)} labels"))
         if images.max() >= levels:
             raise UserError(f"{where}: grey level {images.max()}, but data.levels is {levels}")
+        if labels is None:
+            continue
         if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() > 9:
             raise UserError(f"{source}, {part}_labels: integers from 0 to 9 are needed")
-        side = images.shape[1]
-        if side < 8 or padded(side) % 4:
-            raise UserError(f"{where}: side {side}; images of 8 pixels or more are needed")
 
 
 def split(arrays: dict[str, np.ndarray], validation: int, seed: int) -> dict[str, np.ndarray]:
     """Cut a validation part from the training part, never from the test part, by index."""
     images, labels = arrays["train_images"], arrays["train_labels"]
-    if validation >= len(images):
-        raise UserError(f"data.validation: {validation} of only {len(images)} training images")
+    if validation > len(images) - 2:
+        raise UserError(f"data.validation: {validation} of only {len(images)} training images; leave 2 or more")
     order = np.random.default_rng(seed).permutation(len(images))
     held, kept = np.sort(order[:validation]), np.sort(order[validation:])
     return {

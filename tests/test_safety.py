@@ -1,0 +1,312 @@
+"""No file runs code, nothing is fetched unchecked, names mean nothing to a shell, pages show HTML of others as text."""
+
+import ast
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_bad_input import run
+from test_report import put
+from tiny import ROOT
+from torchvision.datasets.utils import extract_archive
+
+from eval import fid, weights
+from fce.arrays import read_arrays
+from fce.data import data, fetch, images
+from fce.data.images import OFFICIAL
+from fce.params import ParamsError, load
+from fce.stage import Job, UserError
+from fce.state import load as load_state
+from reports import build
+
+CODE = [path for room in ("fce", "eval", "reports", "benchmarks") for path in sorted((ROOT / room).rglob("*.py"))]
+FILES = [*CODE, *(ROOT / name for name in ("Snakefile", "Makefile", "dvc.yaml"))]
+
+
+class Evil:
+    """What an attacker puts into a pickle: loading it leaves a mark."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.fixture
+def evil(tmp_path):
+    """Files of every format that hold code, and the mark that it leaves."""
+    mark, content = tmp_path / "mark", Evil(tmp_path / "mark")
+    torch.save({"flow": content, "shape": [2]}, tmp_path / "pretrain.pt")
+    torch.save({"x": content}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(content))
+    np.savez(tmp_path / "data.npz", train_images=np.array([content], dtype=object), images=np.array([content]))
+    (tmp_path / "bare.npz").write_bytes(pickle.dumps(content))
+    return tmp_path, mark
+
+
+def test_the_pickles_of_these_tests_are_dangerous(evil):
+    folder, mark = evil
+    pickle.loads((folder / "bare.pt").read_bytes())
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("name", ["pretrain.pt", "old.pt", "bare.pt"])
+def test_checkpoints_run_no_code(evil, capfd, name):
+    folder, mark = evil
+    with pytest.raises(pickle.UnpicklingError):
+        load_state(folder / name)
+    (folder / "slice.json").write_text(json.dumps({"log_z": LOG_Z}))
+    inputs = {"flow": folder / name, "planted": folder / name, "params": folder / "slice.json"}
+    assert run(folder, "none", "log_z_control", str(folder / "out.json"), **inputs) == 2
+    assert "no whole checkpoint" in capfd.readouterr().err
+    assert not mark.exists()
+
+
+LOG_Z = {"samples": 256, "batch": 8, "level": 0.9, "chains": 2, "temperatures": 1, "leapfrog": 1}
+
+
+@pytest.mark.parametrize("name", ["data.npz", "bare.npz"])
+def test_arrays_run_no_code(evil, name):
+    folder, mark = evil
+    for read in (
+        lambda path: read_arrays(path, ("train_images",)),
+        lambda path: data.Images(path, "cpu"),
+        lambda path: data.Points(path, {"source": "moons", "std": 0.1, "scale": 1.0, "components": 2}, "cpu"),
+        lambda path: images.load({"source": "npz", "file": str(path), "levels": 2, "validation": 1, "split_seed": 0}),
+    ):
+        with pytest.raises((UserError, ValueError), match=r"ickled|Object arrays|no array|readable"):
+            read(folder / name)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["old.pt", "bare.pt"])
+def test_inceptions_weights_run_no_code(evil, monkeypatch, name):
+    """torch-fidelity itself would run it."""
+    folder, mark = evil
+    with pytest.raises(UserError, match="is no state of torch-fidelity's Inception"):
+        fid.inception(folder / name, "cpu")
+    shutil.copy(folder / name, folder / weights.FILE)
+    monkeypatch.setenv("FCE_DATA", str(folder))
+    job = Job("weights", {}, folder / "build/weights.pth", {}, seed=0, device="cpu", tags={}, command="")
+    for anyway, says in (("", "wrong checksum"), ("1", "is no state of torch-fidelity's Inception")):
+        monkeypatch.setenv("FCE_ANY_WEIGHTS", anyway)
+        with pytest.raises(UserError, match=says):
+            weights.run(job)
+    assert not mark.exists() and list((folder / "build").iterdir()) == []
+
+
+def calls(path: Path):
+    """(function as written, call) of every call in a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_call_can_run_what_it_reads(path):
+    for function, call in calls(path):
+        assert function != "torch.load" or "weights_only=True" in call, call
+        assert function != "np.load" or "allow_pickle=False" in call, call
+        assert function not in (
+            "eval",
+            "exec",
+            "os.system",
+            "os.popen",
+            "pickle.load",
+            "pickle.loads",
+            "yaml.unsafe_load",
+        )
+        assert "shell=True" not in call, call
+        assert function != "yaml.load" or "UniqueKeyLoader" in call, call  # a SafeLoader
+
+
+class Response(BytesIO):
+    def __init__(self, url: str):
+        super().__init__(b"content")
+        self.url = url
+
+
+def test_downloads_are_https_to_their_end(tmp_path, monkeypatch):
+    monkeypatch.delenv("FCE_DATA", raising=False)
+    asked = []
+
+    def answer(request, timeout):
+        asked.append(request.full_url)
+        return Response("http://elsewhere/file" if "led-astray" in request.full_url else request.full_url)
+
+    monkeypatch.setattr(fetch, "urlopen", answer)
+    fetch.obtain("file", "https://host/file", tmp_path / "file", "how")
+    assert (tmp_path / "file").read_bytes() == b"content"
+    for address, says in (
+        ("http://host/file", "is not https"),
+        ("https://host/led-astray", "elsewhere/file, which is not"),
+    ):
+        with pytest.raises(UserError, match=f"{says}.*; how"):
+            fetch.obtain("file", address, tmp_path / "other", "how")
+    assert "http://host/file" not in asked and not (tmp_path / "other").read_bytes()
+
+
+def test_every_address_has_https_and_a_whole_sha256():
+    listed = [entry for files in OFFICIAL.values() for entry in files.values()] + [(weights.ADDRESS, weights.SHA256)]
+    for address, checksum in listed:
+        assert address.startswith("https://") and re.fullmatch("[0-9a-f]{64}", checksum)
+    assert not any("http://" in path.read_text() for path in CODE)
+
+
+def test_an_archive_writes_nothing_outside_its_folder(tmp_path):
+    """By torchvision, which unpacks CIFAR-10, and of which a later version might not."""
+    with tarfile.open(tmp_path / "evil.tar.gz", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("../outside"))
+    with pytest.raises(tarfile.OutsideDestinationError):
+        extract_archive(str(tmp_path / "evil.tar.gz"), str(tmp_path / "inside"))
+    assert not (tmp_path / "outside").exists()
+
+
+NAMES = [
+    "$(touch mark)",
+    "a;touch mark",
+    "a b",
+    "a/b",
+    "..",
+    "../up",
+    "-rf",
+    "`id`",
+    "a'b",
+    'a"b',
+    "a\nb",
+    "é",
+    "٣",
+    "a|b",
+    "{x}",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_no_experiment_name_means_anything_to_a_shell_or_a_path(tmp_path, name):
+    text = (
+        (ROOT / "params.yaml").read_text().replace("experiments:\n", f"experiments:\n  {json.dumps(name)}: {{}}\n", 1)
+    )
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ParamsError, match="its name text, no number: at most 64 letters") as caught:
+        load(tmp_path / "params.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_snakemake_stops_at_a_bad_name_with_its_message(tmp_path):
+    for name in ("Snakefile", "fce", "eval", "reports", "profiles"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    text = (ROOT / "params.yaml").read_text().replace("experiments:\n", 'experiments:\n  "$(touch mark)": {}\n', 1)
+    (tmp_path / "params.yaml").write_text(text)
+    command = [str(Path(sys.executable).parent / "snakemake"), "-n", "quick"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode != 0 and not (tmp_path / "mark").exists() and not (tmp_path / "build").exists()
+    assert "params.yaml: experiments.$(touch mark): an experiment is" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_file_names_are_paths_and_no_more(tmp_path, monkeypatch):
+    folder = tmp_path / "$(touch mark); a b"
+    folder.mkdir()
+    monkeypatch.setenv("FCE_DATA", str(folder))
+    for name in ("$(touch mark).npz", "a b;.npz"):
+        (folder / name).write_bytes(b"no npz")
+        with pytest.raises(UserError, match="is not a readable npz"):
+            images.load({"source": "npz", "file": name, "levels": 2, "validation": 1, "split_seed": 0})
+    with pytest.raises(UserError, match="does not exist"):
+        images.load({"source": "npz", "file": "a\0b", "levels": 2, "validation": 1, "split_seed": 0})
+    assert not list(tmp_path.rglob("mark"))
+
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_pages_show_html_of_others_as_text(tmp_path, profile):
+    experiment = {"quick": "digits", "full": "svhn"}[profile]
+    folder = tmp_path / profile / experiment
+    put(tmp_path, profile, experiment, "joint", "probe", {0: 0.5}, name="accuracy", model="features", labels=50)
+    score = folder / "seed-0/joint/probe.json"
+    content = json.loads(score.read_text())
+    content["provenance"] |= {
+        "commit": SCRIPT,
+        "device": SCRIPT,
+        "command": SCRIPT,
+        "params": SCRIPT,
+        "inputs": {SCRIPT: 1},
+    }
+    content["scores"][0]["name"] = SCRIPT
+    score.write_text(json.dumps(content))
+    score.with_suffix(".run.sent").write_text(SCRIPT)
+    for path in (folder / "data.log", folder / "seed-0/pretrain.log", folder / f"seed-0/{SCRIPT[:8]}/fid.log"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"error: {SCRIPT}\n| a | row\n")
+    slices = folder / "params/joint/joint.json"
+    slices.parent.mkdir(parents=True)
+    slices.write_text(json.dumps(slice_of(profile, experiment)))
+    page = tmp_path / "report/index.html"
+    assert build.main(["--profile", profile, "--build", str(tmp_path), "--out", str(page)]) == 0
+    shown = 0
+    for path in [page, *page.parent.glob("*.md"), *page.parent.glob("table*.html")]:
+        text = path.read_text()
+        assert "<script" not in text, path
+        shown += "&lt;script&gt;" in text
+    assert shown >= 2
+
+
+def slice_of(profile: str, experiment: str) -> dict:
+    slices = dict(load(ROOT / "params.yaml").slices(profile))
+    content = slices[f"{experiment}/params/joint/joint.json"]
+    content["data"]["source"] = content["flow"]["coupling"] = SCRIPT
+    return content
+
+
+def make(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["make", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_clean_removes_what_the_project_made_and_nothing_else(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/mine").touch()
+    made = ["build/quick/ring/data.npz", ".snakemake/log", "mlflow.db"]
+    kept = [
+        "reports/published/quick/index.html",
+        "params.yaml",
+        "own.npz",
+        ".venv/bin/python",
+        "mlflow.db.mine",
+        ".dvc/cache/a",
+    ]
+    for name in made + kept:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "build/link").symlink_to(tmp_path / "elsewhere")
+    make(tmp_path, "clean")
+    assert not any((tmp_path / name.split("/")[0]).exists() for name in made)
+    assert all((tmp_path / name).exists() for name in [*kept, "elsewhere/mine", "Makefile"])
+
+
+def test_nothing_in_the_pipeline_writes_what_is_published():
+    """Published reports are put there by hand, and git has the ones before."""
+    for path in FILES:
+        assert "reports/published" not in path.read_text(), path
+
+
+def test_the_ui_listens_on_loopback_unless_told_otherwise():
+    assert "--host 127.0.0.1 " in make(ROOT, "-n", "ui")
+    assert "--host 0.0.0.0 " in make(ROOT, "-n", "ui", "HOST=0.0.0.0")
