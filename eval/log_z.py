@@ -246,11 +246,12 @@ def explore(
 def estimates(c: float, w: Tensor, chains: Tensor, settings: dict[str, Any]) -> dict[str, tuple[float, int, str]]:
     """{kind: (log Z in nats, number of samples, protocol in words)}."""
     finite, level = w[w.isfinite()], settings["level"]
+    mean = finite.mean().item() + math.log(len(finite) / len(w)) if len(finite) else -math.inf
     how = f"{len(w)} samples of the flow, {len(w) - len(finite)} of them not finite"
     path = f"{settings['temperatures']} temperatures, {settings['leapfrog']} leapfrog steps each"
     return {
         "learned": (c, 1, "the learned constant c, neither an estimate nor a bound"),
-        "jensen": (finite.mean().item() + math.log(len(finite) / len(w)), len(w), f"mean of f - log q; {how}"),
+        "jensen": (mean, len(w), f"mean of f - log q; {how}"),
         "importance": (importance(w), len(w), f"importance sampling, a lower bound in expectation; {how}"),
         "certificate": (certificate(w, level), len(w), f"a lower bound with probability {level:g}; {how}"),
         "ais": (importance(chains), len(chains), f"annealed importance sampling, a lower bound in expectation; {path}"),

@@ -21,7 +21,7 @@ from fce.stage import UserError
 from fce.state import atomic, sha256
 
 DOWNLOADS = Path("build/downloads")
-OFFICIAL = {  # file: (address, sha256, as torchvision's prototype data sets have it; its loaders check the md5 too)
+OFFICIAL = {  # file: (address, sha256, as public code has it beside torchvision's md5, which its loaders check too)
     "svhn": {
         "train_32x32.mat": (
             "https://ufldl.stanford.edu/housenumbers/train_32x32.mat",
