@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -90,25 +91,32 @@ class Run:
         return sorted(path for folder in self.home.rglob(".resume") for path in folder.rglob("*.pt"))
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quick profile after undisturbed runs."""
+def undisturbed(profile: Path, names: Iterable[str]) -> Path:
+    """The profile, after runs that nothing disturbed."""
     torch.set_num_threads(1)  # threads do not survive a fork
-    profile = write_slices(tmp_path_factory.mktemp("undisturbed"), CHANGES)
-    for experiment in ("ring", "digits"):
+    for experiment in sorted({name.split("/")[0] for name in names}):
         argv = ["--params", str(profile / experiment / "params/data.json"), "--out", str(profile / experiment / DATA)]
         assert data.main(data.__doc__, data.run, seeded=False, argv=argv) == 0
-    for name in RUNS:
+    for name in names:
         run = Run(profile, name)
         assert run.finish() == 0, run.log()
         assert not run.states()  # nothing is left of a run that ended well
     return profile
 
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quick profile of CHANGES after undisturbed runs."""
+    return undisturbed(write_slices(tmp_path_factory.mktemp("undisturbed"), CHANGES), RUNS)
+
+
 @pytest.fixture
 def again(done: Path, tmp_path: Path) -> Path:
     """Another profile, with the same inputs."""
-    profile = write_slices(tmp_path, CHANGES)
+    return with_inputs(write_slices(tmp_path, CHANGES), done)
+
+
+def with_inputs(profile: Path, done: Path) -> Path:
     for path in [*done.rglob("data.npz"), *done.rglob("pretrain.pt"), *done.rglob("seed-0/joint/joint.pt")]:
         target = profile / path.relative_to(done)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -140,18 +148,18 @@ def same(a: Any, b: Any) -> bool:
     return a == b or (a != a and b != b)
 
 
-def kill_often(run: Run, kills: int, chance: random.Random) -> int:
+def kill_often(run: Run, kills: int, chance: random.Random, every: float = 0.0, longest: float = 0.05) -> int:
     """Start the run anew after each kill until it ends; returns how often it was killed."""
     for killed in range(kills):
-        process, known = run.start("--save-every", "0"), run.states()
+        process, known = run.start("--save-every", str(every)), run.states()
         while process.is_alive() and run.states() == known:
             time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.05))  # writing takes about half of the time: some kills fall into it
+        time.sleep(chance.uniform(0, longest))  # where each step is saved, half of the kills fall into the writing
         process.kill()
         process.join()
         if process.exitcode == 0:
             return killed
-    assert run.finish("--save-every", "0") == 0, run.log()
+    assert run.finish() == 0, run.log()
     return kills
 
 
@@ -163,6 +171,17 @@ def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(done: Path, again
     assert run.log().count("going on from the state") >= kills - 1
     assert same(outcome(run), outcome(Run(done, name)))
     assert not run.states() and not list(again.rglob("*.partial*"))
+
+
+@pytest.mark.long
+def test_a_run_of_full_length_killed_20_times_ends_as_if_undisturbed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    names = ["digits/pretrain", "digits/joint", "digits/dcgan"]
+    done = undisturbed(write_slices(tmp_path_factory.mktemp("undisturbed"), None), names)
+    again = with_inputs(write_slices(tmp_path_factory.mktemp("again"), None), done)
+    for name in names:
+        run = Run(again, name)
+        assert kill_often(run, 20, random.Random(0), every=0.5, longest=1.0) == 20
+        assert same(outcome(run), outcome(Run(done, name)))
 
 
 def test_a_run_that_is_asked_to_stop_keeps_its_state(done: Path, again: Path) -> None:

@@ -41,9 +41,14 @@ TINY = {
 }
 
 
-def write_slices(folder: Path, changes: dict[str, Any]) -> Path:
-    """Write the slices of TINY with these overrides below folder/build; returns the path of the quick profile."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"quick": merge(TINY, {"overrides": changes})}
+def write_slices(folder: Path, changes: dict[str, Any] | None) -> Path:
+    """Write the slices of TINY with these overrides below folder/build; returns the path of the quick profile.
+
+    Without `changes`, not even none, the quick profile is that of params.yaml.
+    """
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    if changes is not None:
+        params["quick"] = merge(TINY, {"overrides": changes})
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     load(folder / "params.yaml").write_slices(folder / "build")
     return folder / "build/quick"
