@@ -14,7 +14,7 @@ from fce.params import load, merge
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
-    "seeds": {"toy": [0, 1], "images": [0, 1]},
+    "seeds": {"toy": [0, 1], "images": [0]},
     "toy": ["ring"],
     "images": ["digits"],
     "overrides": {
