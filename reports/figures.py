@@ -262,7 +262,7 @@ def training(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
 def levels(folder: Path, arms: Iterable[str]) -> set[float]:
     """V (eq. 4) where p = q, -2 log 2 with as many samples as points, by the slices of these arms' parameters."""
     slices = [path for arm in set(arms) if (path := folder / f"{arm}.json").exists()]
-    ratios = {json.loads(path.read_text())["joint"]["noise_ratio"] for path in slices}
+    ratios = {json.loads(path.read_text())["joint"].get("noise_ratio", 1) for path in slices}
     return {ratio * math.log(ratio) - (1 + ratio) * math.log(1 + ratio) for ratio in ratios}
 
 
