@@ -140,6 +140,7 @@ def experiment_blocks(scores: pd.DataFrame, experiment: str, kind: str, expected
               ("modes", f"Mass of each mode, against the truth's, {label}", tables.modes_table, "Model"),
               ("trade", f"What joint training changes in Glow, {label}", tables.trade_table, "Arm"),
               ("bounds", f"Bits/dim of the EBM by bounds on log Z, {label}", tables.bounds_table, "Model"),
+              ("trust", f"log Z of the EBM, {label}", tables.trust_table, "Model"),
               ("control", f"The bounds on log Z, where it is known, {label}", tables.control_table, "Model"),
               ("probe", f"Accuracy by labelled images, {label}", tables.probe_table, "Labels"),
               ("rank", f"Effective rank of the features, {label}", tables.rank_table, "Model")]

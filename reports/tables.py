@@ -267,12 +267,21 @@ def results(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFr
 
 
 def bounds_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:
-    """Bits/dim of the EBM by each estimate of log Z beside Glow's, and how far each estimate can be trusted."""
+    """Bits/dim of the EBM by each estimate of log Z beside Glow's."""
     chosen = shown(scores, experiment)
-    flow = (chosen["name"] == "bits_per_dim") & (chosen["model"] == "flow")
+    names = chosen["name"]
     if not (chosen["measure"] == "log_z").any():
         return pd.DataFrame()
-    return spread(chosen[flow | (chosen["measure"] == "log_z")], rows, "Measure")
+    flow = (names == "bits_per_dim") & (chosen["model"] == "flow")
+    bits = names.str.startswith("bits_per_dim") | names.isin(["excess_mass", "told_apart"])
+    return spread(chosen[flow | (chosen["measure"] == "log_z") & bits], rows, "Measure")
+
+
+def trust_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:
+    """The estimates of log Z, and how far each can be trusted."""
+    chosen = shown(scores, experiment)
+    seen = chosen["name"].str.startswith(("bits_per_dim", "told_apart")) | (chosen["name"] == "excess_mass")
+    return spread(chosen[(chosen["measure"] == "log_z") & ~seen], rows, "Measure")
 
 
 def control_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:
