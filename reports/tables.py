@@ -69,6 +69,7 @@ BASELINES = {"bits_per_dim_uniform": ("bits_per_dim", "equally likely levels"),
              **{f"{name}_floor": (name, "real test images (the floor)") for name in FLOORS},
              **{f"{name}_halves": (name, "two halves of the training images") for name in FLOORS if "frechet" in name},
              "log_likelihood": ("log_likelihood", "the true density")}
+IMPLIED = ("bits_per_dim", "excess_mass", "told_apart")  # what follows of an estimate of log Z; the rest is about it
 
 Reason = Callable[[str, str, str], str]  # (experiment, arm, stage or measure) -> why its output is missing
 
@@ -269,19 +270,17 @@ def results(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFr
 def bounds_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:
     """Bits/dim of the EBM by each estimate of log Z beside Glow's."""
     chosen = shown(scores, experiment)
-    names = chosen["name"]
-    if not (chosen["measure"] == "log_z").any():
+    of_log_z = chosen["measure"] == "log_z"
+    if not of_log_z.any():
         return pd.DataFrame()
-    flow = (names == "bits_per_dim") & (chosen["model"] == "flow")
-    bits = names.str.startswith("bits_per_dim") | names.isin(["excess_mass", "told_apart"])
-    return spread(chosen[flow | (chosen["measure"] == "log_z") & bits], rows, "Measure")
+    flow = (chosen["name"] == "bits_per_dim") & (chosen["model"] == "flow")
+    return spread(chosen[flow | of_log_z & chosen["name"].str.startswith(IMPLIED)], rows, "Measure")
 
 
 def trust_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:
     """The estimates of log Z, and how far each can be trusted."""
     chosen = shown(scores, experiment)
-    seen = chosen["name"].str.startswith(("bits_per_dim", "told_apart")) | (chosen["name"] == "excess_mass")
-    return spread(chosen[(chosen["measure"] == "log_z") & ~seen], rows, "Measure")
+    return spread(chosen[(chosen["measure"] == "log_z") & ~chosen["name"].str.startswith(IMPLIED)], rows, "Measure")
 
 
 def control_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:
