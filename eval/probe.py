@@ -86,7 +86,9 @@ def extract(maps: Maps, data: Images, part: str, layers: str) -> np.ndarray:
 def effective_rank(features: np.ndarray) -> float:
     """exp of the entropy of the spectrum of the covariance of features [N, F]: F where all directions vary alike."""
     centred = features - features.mean(0)
-    spectrum = np.linalg.eigvalsh((centred.T @ centred).astype(np.float64)).clip(min=0)
+    wide = len(centred) < centred.shape[1]  # both products have the same spectrum, but for zeros
+    product = centred @ centred.T if wide else centred.T @ centred
+    spectrum = np.linalg.eigvalsh(product.astype(np.float64)).clip(min=0)
     share = spectrum / spectrum.sum()
     return math.exp(-(share * np.log(np.maximum(share, 1e-300))).sum())
 
