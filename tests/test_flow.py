@@ -7,8 +7,10 @@ import torch
 from torch.autograd.functional import jacobian
 from torch.nn import functional as F
 
-from fce.flow.glow import Gaussian, Gaussianize, Glow
-from fce.flow.layers import ActNorm, Coupling, CouplingNet, InvertibleLinear, Logit, Step
+from fce.flow.coupling import Coupling, CouplingNet
+from fce.flow.glow import Gaussian, Gaussianize, Glow, squeeze
+from fce.flow.layers import InvertibleLinear, Logit, linear, lu_inverses, lu_weights
+from fce.flow.steps import Steps
 
 FLOWS = {  # shape, levels, steps, width, layers, coupling, scale_floor, input
     "fc affine": ((2,), 1, 4, 16, "fc", "affine", 0.0, "identity"),
@@ -18,21 +20,17 @@ FLOWS = {  # shape, levels, steps, width, layers, coupling, scale_floor, input
     "conv affine with floor, 2 levels": ((3, 4, 4), 2, 2, 8, "conv", "affine", 0.3, "centered"),
     "conv affine logit, 2 levels": ((1, 8, 8), 2, 2, 8, "conv", "affine", 0.3, "logit"),
 }
-LAYERS = {
-    "actnorm fc": (lambda: ActNorm(5), (5,)),
-    "actnorm conv": (lambda: ActNorm(4), (4, 2, 3)),
-    "linear fc": (lambda: InvertibleLinear(5), (5,)),
-    "linear conv": (lambda: InvertibleLinear(4), (4, 2, 3)),
+LAYERS = {  # how to make it; the shape of one x, channels last
     "logit": (Logit, (3, 2, 2)),
     "prior learned fc": (lambda: Gaussianize(3, 0, "fc"), (3,)),
-    "prior learned conv": (lambda: Gaussianize(4, 0, "conv"), (4, 2, 3)),
+    "prior learned conv": (lambda: Gaussianize(4, 0, "conv"), (2, 3, 4)),
     "prior with context fc": (lambda: Gaussianize(3, 2, "fc"), (3,)),
-    "prior with context conv": (lambda: Gaussianize(4, 2, "conv"), (4, 2, 3)),
+    "prior with context conv": (lambda: Gaussianize(4, 2, "conv"), (2, 3, 4)),
     **{
-        f"{kind.__name__} {name} {layers}": (lambda k=kind, n=name, form=layers: k(5, 8, form, n, 0.1), shape)
-        for kind in (Coupling, Step)
+        f"{count} blocks {name} {layers}": (lambda k=count, n=name, form=layers: Steps(k, 5, 8, form, n, 0.1), shape)
+        for count in (1, 3)
         for name in ("additive", "affine")
-        for layers, shape in (("fc", (5,)), ("conv", (5, 2, 3)))
+        for layers, shape in (("fc", (5,)), ("conv", (2, 3, 5)))
     },
 }
 
@@ -99,7 +97,7 @@ def test_log_det_of_a_layer_is_its_jacobians(name):
     layer, x = perturb(make().double()), box(2, shape)
     given = ()
     if isinstance(layer, Gaussianize):
-        given = (torch.randn(1, 2, *shape[1:], dtype=torch.float64).repeat(2, *[1] * len(shape)),)
+        given = (torch.randn(1, *shape[:-1], 2, dtype=torch.float64).repeat(2, *[1] * len(shape)),)
     one = tuple(context[:1] for context in given)
     y, log_det = layer.encode(x, *given)
     back, log_det_back = layer.decode(y, *given)
@@ -148,40 +146,58 @@ def test_a_flow_that_only_permutes_and_scales_has_the_normal_density(name, scale
     assert torch.allclose(flow.log_prob(x), expected, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", FLOWS)
-def test_initialize_gives_every_actnorm_mean_zero_and_variance_one(name):
-    shape, *arguments = FLOWS[name]
-    flow = perturb(Glow(shape, *arguments).double())
-    seen = []
-    for step in (step for level in flow.levels for step in level):
-        step.norm.register_forward_hook(lambda norm, given, output: seen.append(output))
-        step.coupling.net.register_forward_pre_hook(lambda net, given: seen.extend(unfolded(net, *given)[1]))
-    x = box(300, shape)
-    flow.initialize(x)
-    seen.clear()
-    flow.encode(x)
-    assert len(seen) == 3 * arguments[0] * arguments[1]
-    for activations in seen:
-        flat = activations.transpose(0, 1).flatten(1)
-        assert flat.mean(1).abs().max() < 1e-9
-        assert (flat.var(1, correction=0) - 1).abs().max() < 0.01  # not exact: 1e-6 is added to the deviation
+def written_out(flow, x):
+    """eps of a flow without logit, its layers one by one as on paper; and all normalised activations."""
+    z, eps, seen = flow.channels_last(x), [], []
+    for level, (steps, prior) in enumerate(zip(flow.levels, flow.priors, strict=True)):
+        z = squeeze(z) if flow.conv else z
+        for step in steps:
+            seen.append(step.norm(z))
+            z = seen[-1] @ lu_weights([step.linear])[0].T
+            kept, moved = z.split(step.coupling.sizes, -1)
+            h, inside = unfolded(step.coupling.net, kept)
+            seen.extend(inside)
+            if step.coupling.affine:
+                scale = step.coupling.floor + (1 - step.coupling.floor) / (1 + torch.exp(-(h[..., 1::2] + 2)))
+                z = torch.cat([kept, (moved + h[..., 0::2]) * scale], -1)
+            else:
+                z = torch.cat([kept, moved + h], -1)
+        z, out = (None, z) if level == len(flow.levels) - 1 else z.chunk(2, -1)
+        eps.append(prior.encode(out, z)[0].flatten(1))
+    return torch.cat(eps, 1), seen
 
 
 def unfolded(net, x):
     """A coupling net as written on paper, and its normalised activations."""
     normalised = []
-    for i, norm in enumerate(net.norms):
-        normalised.append(norm(net.hidden(i, x)))
+    for weight, norm in zip(net.weights, net.norms, strict=True):
+        normalised.append(norm(linear(x, weight)))
         x = normalised[-1].relu()
-    last = (
-        F.linear(x, net.last.weight, net.last.bias)
-        if x.dim() == 2
-        else F.conv2d(x, net.last.weight, net.last.bias, padding=1)
-    )
-    return last * (3 * net.last.logs).exp().view(1, -1, *[1] * (x.dim() - 2)), normalised
+    return linear(x, net.last.weight, net.last.bias) * (3 * net.last.logs).exp(), normalised
 
 
-@pytest.mark.parametrize(("layers", "shape"), [("fc", (3,)), ("conv", (3, 4, 4))])
+@pytest.mark.parametrize("name", FLOWS)
+def test_initialize_gives_every_actnorm_mean_zero_and_variance_one(name):
+    shape, *arguments = FLOWS[name]
+    flow = perturb(Glow(shape, *arguments).double())
+    x = box(300, shape)
+    flow.initialize(x)
+    with torch.no_grad():
+        seen = written_out(flow, flow.logit.encode(x)[0] if flow.logit else x)[1]
+    assert len(seen) == 3 * arguments[0] * arguments[1]
+    for activations in seen:
+        flat = activations.flatten(0, -2)
+        assert flat.mean(0).abs().max() < 1e-9
+        assert (flat.var(0, correction=0) - 1).abs().max() < 0.01  # not exact: 1e-6 is added to the deviation
+
+
+@pytest.mark.parametrize("name", [name for name in FLOWS if "logit" not in name])
+def test_merged_layers_give_what_the_layers_give_one_by_one(name):
+    flow, x = make_flow(name)
+    assert torch.allclose(flow.encode(x)[0], written_out(flow, x)[0], atol=1e-10)
+
+
+@pytest.mark.parametrize(("layers", "shape"), [("fc", (3,)), ("conv", (4, 5, 3))])
 def test_folded_coupling_net_equals_the_unfolded(layers, shape):
     net, x = perturb(CouplingNet(3, 4, 16, layers).double()), torch.randn(2, *shape, dtype=torch.float64)
     assert torch.allclose(net(x), unfolded(net, x)[0], atol=1e-12)
@@ -209,43 +225,40 @@ def test_an_uninitialised_flow_refuses_and_a_loaded_one_does_not(use):
 
 @pytest.mark.parametrize("channels", [1, 2, 12, 48])
 def test_lu_weight_starts_as_a_rotation_and_stays_exact(channels):
-    linear = InvertibleLinear(channels)
-    eye = torch.eye(channels)
-    assert torch.allclose(linear.weight() @ linear.weight().T, eye, atol=1e-5)
-    perturb(linear)
+    one, eye = InvertibleLinear(channels), torch.eye(channels, dtype=torch.float64)
+    assert torch.allclose(lu_weights([one])[0] @ lu_weights([one])[0].T, eye, atol=1e-5)
+    layers = [perturb(one), perturb(InvertibleLinear(channels))]
     copy = InvertibleLinear(channels)
-    copy.load_state_dict(linear.double().state_dict())
-    for layer, tolerance in ((linear, 1e-9), (copy.float(), 1e-3)):
-        weight = layer.weight()
-        assert abs(torch.linalg.slogdet(weight)[1] - layer.log_det(weight)) < tolerance
-        assert torch.allclose(layer.inverse() @ weight, eye.to(weight.dtype), atol=tolerance)
-    assert torch.allclose(linear.float().weight(), copy.weight(), atol=1e-6)
-    assert linear.weight().sign().equal(copy.weight().sign())
+    copy.load_state_dict(one.state_dict())
+    assert torch.equal(lu_weights([copy])[0], lu_weights(layers)[0])
+    for layer, weight, inverse in zip(layers, lu_weights(layers), lu_inverses(layers), strict=True):
+        assert abs(torch.linalg.slogdet(weight)[1] - layer.packed.double().trace()) < 1e-9
+        assert torch.allclose(inverse @ weight, eye, atol=1e-9)
 
 
-@pytest.mark.parametrize(("layers", "shape"), [("fc", (6,)), ("conv", (6, 4, 4))])
+@pytest.mark.parametrize(("layers", "shape"), [("fc", (6,)), ("conv", (4, 4, 6))])
 def test_affine_coupling_is_openai_glows(layers, shape):
     coupling = perturb(Coupling(6, 16, layers, "affine", 0.0).double())
     x = torch.randn(3, *shape, dtype=torch.float64)
-    h = unfolded(coupling.net, x[:, :3])[0]
-    shift, scale = h[:, [0, 2, 4]], 1 / (1 + torch.exp(-(h[:, [1, 3, 5]] + 2)))
-    y, log_det = coupling.encode(x)
-    assert torch.allclose(y, torch.cat([x[:, :3], (x[:, 3:] + shift) * scale], 1), atol=1e-12)
-    assert torch.allclose(log_det, scale.log().flatten(1).sum(1), atol=1e-12)
+    h = unfolded(coupling.net, x[..., :3])[0]
+    shift, scale = h[..., [0, 2, 4]], 1 / (1 + torch.exp(-(h[..., [1, 3, 5]] + 2)))
+    y, log_scale = coupling.encode(x)
+    assert torch.allclose(y, torch.cat([x[..., :3], (x[..., 3:] + shift) * scale], -1), atol=1e-12)
+    assert torch.allclose(log_scale, scale.log(), atol=1e-12)
 
 
 def test_split_prior_is_openai_glows():
     prior = perturb(Gaussianize(3, 2, "conv").double())
-    z, context = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randn(2, 2, 4, 4, dtype=torch.float64)
-    h = F.conv2d(context, prior.net.weight, prior.net.bias, padding=1)
-    h = h * (3 * prior.net.logs).exp().view(1, -1, 1, 1)
-    mean, logs = h[:, [0, 2, 4]], h[:, [1, 3, 5]]
+    z, context = torch.randn(2, 4, 4, 3, dtype=torch.float64), torch.randn(2, 4, 4, 2, dtype=torch.float64)
+    h = F.conv2d(context.permute(0, 3, 1, 2), prior.net.weight, prior.net.bias, padding=1)
+    h = (h * (3 * prior.net.logs).exp().view(1, -1, 1, 1)).permute(0, 2, 3, 1)
+    mean, logs = h[..., [0, 2, 4]], h[..., [1, 3, 5]]
     assert torch.allclose(prior.encode(z, context)[0], (z - mean) / logs.exp(), atol=1e-12)
 
 
 def test_affine_scale_stays_above_its_floor():
     coupling = perturb(Coupling(4, 16, "fc", "affine", 0.3))
-    scale = coupling.shift_and_log_scale(1000 * torch.randn(500, 2))[1].exp()
+    scale = coupling.shift_and_log_scale(1000 * torch.randn(500, 2), None)[1].exp()
     assert 0.3 - 1e-6 <= scale.min() < 0.31 and scale.max() <= 1 + 1e-6
 
 
@@ -258,7 +271,7 @@ def test_squeeze_takes_channel_c_offset_dy_dx_to_channel_4c_2dy_dx():
         linear.permutation.copy_(torch.eye(8))
         linear.sign.fill_(1.0)
     x = torch.arange(48.0).view(1, 2, 4, 6)
-    squeezed = flow.encode(x)[0].view(8, 2, 3)
+    squeezed = flow.encode(x)[0].view(2, 3, 8).permute(2, 0, 1)
     assert squeezed[:, 0, 0].tolist() == [0, 1, 6, 7, 24, 25, 30, 31]  # by hand
     for c, dy, dx, i, j in torch.cartesian_prod(*map(torch.arange, (2, 2, 2, 2, 3))).tolist():
         assert squeezed[c * 4 + dy * 2 + dx, i, j] == x[0, c, 2 * i + dy, 2 * j + dx]
@@ -281,7 +294,7 @@ def test_parameter_counts_are_the_papers(arguments, count):
         flow = Glow(*arguments, 0.0, "identity")
     assert sum(parameter.numel() for parameter in flow.parameters()) == count
     if len(arguments[0]) == 3:
-        assert flow.latents == [(6, 16, 16), (12, 8, 8), (48, 4, 4)]
+        assert flow.latents == [(16, 16, 6), (8, 8, 12), (4, 4, 48)]
 
 
 def test_too_many_levels_are_refused():

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fce.flow.layers import LOG_SCALE, Logit, Step, ZeroOutput, per_channel, sum_features
+from fce.flow.layers import LOG_SCALE, Logit, ZeroOutput, sum_features
+from fce.flow.steps import Steps
 
 
 def normal_log_prob(eps: Tensor) -> Tensor:
@@ -26,10 +27,9 @@ class Gaussianize(nn.Module):
 
     def moments(self, like: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.net is None:
-            mean, logs = per_channel(self.mean, like), per_channel(LOG_SCALE * self.logs, like)
-            return mean.expand_as(like), logs.expand_as(like)
+            return self.mean.expand_as(like), (LOG_SCALE * self.logs).expand_as(like)
         h = self.net(context)
-        return h[:, 0::2], h[:, 1::2]
+        return h[..., 0::2], h[..., 1::2]
 
     def encode(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         mean, logs = self.moments(z, context)
@@ -38,6 +38,18 @@ class Gaussianize(nn.Module):
     def decode(self, eps: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         mean, logs = self.moments(eps, context)
         return mean + logs.exp() * eps, sum_features(logs)
+
+
+def squeeze(z: Tensor) -> Tensor:
+    """[B, H, W, C] to [B, H/2, W/2, 4 C]: of 2x2 pixels, channel c of row dy and column dx goes to 4 c + 2 dy + dx."""
+    b, h, w, c = z.shape
+    return z.reshape(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 5, 2, 4).reshape(b, h // 2, w // 2, 4 * c)
+
+
+def unsqueeze(z: Tensor) -> Tensor:
+    """The inverse of squeeze."""
+    b, h, w, c = z.shape
+    return z.reshape(b, h, w, c // 4, 2, 2).permute(0, 1, 4, 2, 5, 3).reshape(b, 2 * h, 2 * w, c // 4)
 
 
 class Sampler(nn.Module):
@@ -100,26 +112,23 @@ class Glow(Sampler):
                         f"flow.levels: {levels} levels halve the side {shape[1]} to an odd number; at most {level} fit"
                     )
                 channels, sides = channels * 4, tuple(side // 2 for side in sides)
-            self.levels.append(
-                nn.ModuleList(Step(channels, width, layers, coupling, scale_floor) for _ in range(steps))
-            )
+            self.levels.append(Steps(steps, channels, width, layers, coupling, scale_floor))
             last = level == levels - 1
             out = channels if last else channels // 2
             self.priors.append(Gaussianize(out, 0 if last else channels - out, layers))
-            self.latents.append((out, *sides))
+            self.latents.append((*sides, out))
             channels -= 0 if last else out
         self.register_buffer("initialized", torch.tensor(False))
+        self.ready = False  # the same for Python: asking a tensor on a GPU stops it
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         """Data-dependent initialisation of every actnorm, from one large batch in model coordinates."""
-        z = self.logit.encode(x)[0] if self.logit else x
+        z = self.channels_last(self.logit.encode(x)[0] if self.logit else x)
         for level, steps in enumerate(self.levels):
-            z = F.pixel_unshuffle(z, 2) if self.conv else z
-            for step in steps:
-                z = step.initialize(z)
+            z = steps.initialize(squeeze(z) if self.conv else z)
             if level < len(self.levels) - 1:
-                z = z[:, : z.shape[1] // 2]
+                z = z[..., : z.shape[-1] // 2]
         self.initialized.fill_(True)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,15 +139,12 @@ class Glow(Sampler):
             x, log_det = self.logit.encode(x)
             log_q = log_q + log_det
         eps = []
-        z = x
-        for level, steps in enumerate(self.levels):
-            z = F.pixel_unshuffle(z, 2) if self.conv else z
-            for step in steps:
-                z, log_det = step.encode(z)
-                log_q = log_q + log_det
-            last = level == len(self.levels) - 1
-            context, out = (None, z) if last else z.chunk(2, 1)
-            noise, log_det = self.priors[level].encode(out, context)
+        z = self.channels_last(x)
+        for level, (steps, prior) in enumerate(zip(self.levels, self.priors, strict=True)):
+            z, log_det = steps.encode(squeeze(z) if self.conv else z)
+            log_q = log_q + log_det
+            context, out = (None, z) if level == len(self.levels) - 1 else z.chunk(2, -1)
+            noise, log_det = prior.encode(out, context)
             log_q = log_q + log_det
             eps.append(noise.flatten(1))
             z = context
@@ -152,19 +158,20 @@ class Glow(Sampler):
         parts = eps.split([math.prod(latent) for latent in self.latents], 1)
         z: Tensor | None = None
         for level in reversed(range(len(self.levels))):
-            noise = parts[level].view(-1, *self.latents[level])
-            out, log_det = self.priors[level].decode(noise, z)
+            out, log_det = self.priors[level].decode(parts[level].view(-1, *self.latents[level]), z)
             log_q = log_q - log_det
-            z = out if z is None else torch.cat([z, out], 1)
-            for step in reversed(self.levels[level]):
-                z, log_det = step.decode(z)
-                log_q = log_q - log_det
-            z = F.pixel_shuffle(z, 2) if self.conv else z
+            z, log_det = self.levels[level].decode(out if z is None else torch.cat([z, out], -1))
+            log_q = log_q - log_det
+            z = unsqueeze(z) if self.conv else z
         assert z is not None
+        x = z.permute(0, 3, 1, 2) if self.conv else z
         if self.logit:
-            z, log_det = self.logit.decode(z)
+            x, log_det = self.logit.decode(x)
             log_q = log_q - log_det
-        return z, log_q
+        return x, log_q
+
+    def channels_last(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1) if self.conv else x
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log q(x) [B] in nats."""
@@ -180,7 +187,8 @@ class Glow(Sampler):
         )
 
     def require_initialized(self) -> None:
-        if not self.initialized:
+        self.ready = self.ready or bool(self.initialized)
+        if not self.ready:
             raise RuntimeError("Glow is not initialised: call initialize(x) with data, or load a state, first")
 
 

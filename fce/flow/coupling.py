@@ -1,0 +1,215 @@
+"""Affine and additive coupling, with the networks inside in the form that hardware multiplies best.
+
+Channels come last, so a convolutional net is three products of matrices, pixels by channels: a 3x3 convolution of few
+channels gathers each pixel's neighbours first, one to few channels multiplies first and sums the neighbours then.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fce.flow.layers import LOG_SCALE, ActNorm, ZeroOutput, linear
+
+Layers = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # the three layers' weights and biases, in turn
+BLOCK = 2**18  # numbers of one layer's activations, for each core: with so few they stay in its cache
+Precision = Literal["fp32", "tf32", "bf16"]
+reduced: dict[str, torch.dtype] = {}  # {"dtype": what the middle layers multiply in}, empty for float32
+
+
+@contextmanager
+def net_precision(name: Precision) -> Iterator[None]:
+    """What coupling nets multiply in, inside the block; all else stays float32, where a log-ratio of 1e4 nats needs it.
+
+    tf32: TF32 where the hardware has it, else float32. bf16: the same in the outer layers, a sixth of the work, whose
+    rounding costs most; bfloat16 in the middle one. On images the nets are the only float32 products of matrices (all
+    other layers are convolutions, or float64), so that torch's switch of TF32 for products touches nothing else.
+    """
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, name != "fp32"
+    reduced.update({"dtype": torch.bfloat16} if name == "bf16" else {})
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+        reduced.clear()
+
+
+def middle(x: Tensor) -> Tensor:
+    """x as the middle layer multiplies it."""
+    return x.to(reduced["dtype"]) if reduced else x
+
+
+def gather(x: Tensor) -> Tensor:
+    """Each pixel's 3x3 neighbours [B H W, 9 C] of x [B, H, W, C], zeros beyond the walls."""
+    b, h, w, c = x.shape
+    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+    s0, s1, s2, s3 = padded.stride()
+    return padded.as_strided((b, h, w, 3, 3, c), (s0, s1, s2, s1, s2, s3)).reshape(b * h * w, 9 * c)
+
+
+def collect(y: Tensor, shape: torch.Size) -> Tensor:
+    """The sum [B, H, W, C] over each pixel's neighbours of what y [B H W, 9 C] has for it."""
+    b, h, w = shape[:3]
+    c = y.shape[1] // 9
+    padded = F.pad(y.view(b, h, w, 9 * c), (0, 0, 1, 1, 1, 1))
+    (s0, s1, s2, s3), total = padded.stride(), None
+    for i in range(9):
+        part = padded.as_strided((b, h, w, c), (s0, s1, s2, s3), i // 3 * s1 + i % 3 * s2 + i * c)
+        total = part.clone() if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+def turned(weight: Tensor, dim: int) -> Tensor:
+    """A 3x3 layer's weights for the way back: the neighbours along `dim` in the opposite order."""
+    return weight.unflatten(dim, (9, -1)).flip(dim).flatten(dim, dim + 1)
+
+
+class ConvNet(torch.autograd.Function):
+    """3x3, 1x1 and 3x3 convolutions with ReLU between, of x [B, H, W, C]; weights as matrices, see CouplingNet.stacked.
+
+    On a CPU the pixels pass in blocks: a layer's activations are still in the cache when the next one needs them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, keep: bool
+    ) -> Tensor:
+        near, (w2, b2) = gather(x), (middle(w2), middle(b2))
+        kept, outs = [], []
+        for part in blocks(near, len(w1)):
+            first = middle(torch.addmm(b1, near[part], w1.T).relu_())
+            second = torch.addmm(b2, first, w2.T).relu_()
+            outs.append(second.to(x.dtype) @ w3.T)
+            kept.extend((first, second) if keep else ())
+        if keep:
+            ctx.save_for_backward(near, w1, w2, w3, *kept)
+            ctx.shape = x.shape
+        return collect(torch.cat(outs), x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        near, w1, w2, w3, *kept = ctx.saved_tensors
+        g3, back1, back3 = gather(gradient), turned(w1, 1), turned(w3, 0)
+        learned = ctx.needs_input_grad[1]  # of a frozen flow x alone needs a gradient
+        sums: list[Tensor | None] = [None] * 5
+        outs, at = [], 0
+        for first, second in zip(kept[::2], kept[1::2], strict=True):
+            part = slice(at, at := at + len(first))
+            g2 = torch.ops.aten.threshold_backward((g3[part] @ back3).to(second.dtype), second, 0)
+            g1 = torch.ops.aten.threshold_backward(g2 @ w2, first, 0).to(gradient.dtype)
+            outs.append(g1 @ back1)
+            if learned:
+                pairs = ((g1, near[part]), (g1, None), (g2, first), (g2, None), (g3[part], second.to(gradient.dtype)))
+                sums = [plus(total, *pair, gradient.dtype) for total, pair in zip(sums, pairs, strict=True)]
+        if sums[4] is not None:
+            sums[4] = turned(sums[4], 0)
+        return collect(torch.cat(outs), ctx.shape), *sums, None
+
+
+def blocks(rows: Tensor, width: int) -> list[slice]:
+    """The rows in parts that a CPU's caches hold; on other devices, and where a compiler sees to it, all of them."""
+    if rows.device.type != "cpu" or torch.compiler.is_compiling():
+        return [slice(0, len(rows))]
+    size = max(64, BLOCK * torch.get_num_threads() // width)
+    return [slice(start, start + size) for start in range(0, len(rows), size)]
+
+
+def plus(total: Tensor | None, g: Tensor, h: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """total + g^T h, or where h is None the sum of g's rows; in `dtype`."""
+    if total is not None and h is not None and g.dtype == dtype:
+        return total.addmm_(g.T, h)
+    more = (g.sum(0) if h is None else g.T @ h).to(dtype)
+    return more if total is None else total.add_(more)
+
+
+class CouplingNet(nn.Module):
+    """Three layers, 3x3 - 1x1 - 3x3 convolutions or fully connected, an actnorm after the first two."""
+
+    def __init__(self, inputs: int, outputs: int, width: int, layers: str):
+        super().__init__()
+        self.conv = layers == "conv"
+        sizes = [(width, inputs), (width, width)]
+        kernels: list[tuple[int, ...]] = [(3, 3), (1, 1)] if self.conv else [(), ()]
+        self.weights = nn.ParameterList(
+            torch.randn(*size, *kernel) * 0.05 for size, kernel in zip(sizes, kernels, strict=True)
+        )
+        self.norms = nn.ModuleList(ActNorm(width) for _ in sizes)
+        self.last = ZeroOutput(width, outputs, layers)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        for weight, norm in zip(self.weights, self.norms, strict=True):
+            x = linear(x, weight)
+            norm.initialize(x)
+            x = norm(x).relu()
+
+    def forward(self, x: Tensor, layers: Layers | None = None) -> Tensor:
+        """Of x [B, inputs] or [B, H, W, inputs]; `layers` are its own of `stacked`, where these are at hand."""
+        w1, b1, w2, b2, w3, b3 = layers or stacked([self])[0]
+        if self.conv:
+            keep = torch.is_grad_enabled() and (x.requires_grad or w1.requires_grad)
+            return ConvNet.apply(x, w1, b1, w2, b2, w3, keep) + b3
+        # in place: half the memory traffic, and ReLU's gradient needs the result only
+        return F.linear(F.linear(F.linear(x, w1, b1).relu_(), w2, b2).relu_(), w3, b3)
+
+
+def stacked(nets: list[CouplingNet]) -> list[Layers]:
+    """The layers of several nets at once, which takes as few calls as those of one.
+
+    The actnorms are folded in, (W x + b) e^s = (e^s W) x + e^s b, and kernels are matrices: [width, 9 inputs] where
+    neighbours are gathered, [9 outputs, width] where they are collected, neighbours in the order of the 3x3 kernel.
+    """
+    first, second = (
+        folded([net.weights[i] for net in nets], [net.norms[i] for net in nets]) for i in range(2)
+    )
+    last = folded([net.last.weight for net in nets], [net.last for net in nets])
+    if nets[0].conv:
+        first = first[0].permute(0, 1, 3, 4, 2).flatten(2), first[1]
+        second = second[0].flatten(2), second[1]
+        last = last[0].permute(0, 3, 4, 1, 2).flatten(1, 3), last[1]
+    return list(zip(*(part.unbind() for part in (*first, *second, *last)), strict=True))
+
+
+def folded(weights: list[Tensor], norms: list[Any]) -> tuple[Tensor, Tensor]:
+    """Weights [K, outputs, ...] and biases [K, outputs] of K layers, times exp(3 logs) of each channel."""
+    weight, bias = torch.stack(weights), torch.stack([norm.bias for norm in norms])
+    scale = (LOG_SCALE * torch.stack([norm.logs for norm in norms])).exp()
+    return weight * scale.view(*scale.shape, *([1] * (weight.dim() - 2))), bias * scale
+
+
+class Coupling(nn.Module):
+    """The first half of the channels shifts (additive) or shifts and scales (affine) the second.
+
+    Affine: y2 = (x2 + shift) * scale, scale = floor + (1 - floor) sigmoid(h + 2), shift and h interleaved.
+    """
+
+    def __init__(self, channels: int, width: int, layers: str, coupling: str, scale_floor: float):
+        super().__init__()
+        self.affine, self.floor = coupling == "affine", scale_floor
+        self.kept = channels // 2
+        self.sizes = [self.kept, channels - self.kept]
+        self.net = CouplingNet(self.kept, self.sizes[1] * (2 if self.affine else 1), width, layers)
+
+    def shift_and_log_scale(self, kept: Tensor, layers: Layers | None) -> tuple[Tensor, Tensor | None]:
+        h = self.net(kept, layers)
+        if not self.affine:
+            return h, None
+        scale = self.floor + (1 - self.floor) * torch.sigmoid(h[..., 1::2] + 2)
+        return h[..., 0::2], scale.log()
+
+    def encode(self, x: Tensor, layers: Layers | None = None) -> tuple[Tensor, Tensor | None]:
+        """(y, the log-scales [B, ..., moved], whose sum is log |det|; None where nothing is scaled)."""
+        kept, moved = x.split(self.sizes, -1)
+        shift, log_scale = self.shift_and_log_scale(kept, layers)
+        moved = moved + shift
+        return torch.cat([kept, moved if log_scale is None else moved * log_scale.exp()], -1), log_scale
+
+    def decode(self, y: Tensor, layers: Layers | None = None) -> tuple[Tensor, Tensor | None]:
+        """The inverse; the log-scales are those of `encode`."""
+        kept, moved = y.split(self.sizes, -1)
+        shift, log_scale = self.shift_and_log_scale(kept, layers)
+        return torch.cat([kept, (moved if log_scale is None else moved * (-log_scale).exp()) - shift], -1), log_scale
