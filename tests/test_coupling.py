@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from test_flow import FLOWS, Glow, make_flow, perturb, unfolded
 from torch.nn import functional as F
 
 from fce.flow import coupling
 from fce.flow.coupling import CouplingNet, collect, gather, net_precision
-from test_flow import FLOWS, Glow, make_flow, perturb, unfolded
 
 
 @pytest.mark.parametrize("block", [1, 10**9])

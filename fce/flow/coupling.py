@@ -91,7 +91,7 @@ class ConvNet(torch.autograd.Function):
         return collect(torch.cat(outs), x.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         near, w1, w2, w3, *kept = ctx.saved_tensors
         g3, back1, back3 = gather(gradient), turned(w1, 1), turned(w3, 0)
         learned = ctx.needs_input_grad[1]  # of a frozen flow x alone needs a gradient

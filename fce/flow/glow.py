@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fce.flow.layers import LOG_SCALE, Logit, ZeroOutput, sum_features
 from fce.flow.steps import Steps
