@@ -88,8 +88,8 @@ class CouplingNet(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int, width: int):
         last = nn.Conv2d(width, outputs, 3, padding=1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
         super().__init__(nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(width, width, 1),
                          nn.ReLU(inplace=True), last)
 

@@ -7,9 +7,9 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from scipy.stats import t
@@ -17,6 +17,8 @@ from scipy.stats import t
 from fce.track import environment
 
 Step = Callable[[], Any]
+Name = TypeVar("Name", bound=Hashable)
+LEAST = 0.3  # seconds: a step is repeated until one measurement takes as long
 
 
 def clock(device: str) -> tuple[str, Callable[[], float]]:
@@ -44,26 +46,26 @@ def seconds(step: Step, repeats: int, now: Callable[[], float]) -> float:
     return (now() - started) / repeats
 
 
-def interleaved(steps: Mapping[str, Step], rounds: int, device: str = "cpu", at_least: float = 0.3,
-                ) -> dict[str, list[float]]:
+def interleaved(steps: Mapping[Name, Step], rounds: int, device: str = "cpu") -> dict[Name, list[float]]:
     """Seconds of one call of each step, in each round.
 
-    Every step runs once to warm up and once more to see how many calls take `at_least` seconds; so many are one
-    measurement. Each round has all steps in another order.
+    Every step runs once to warm up and once more to see how many calls take LEAST seconds; so many, after an untimed
+    one, are one measurement. Each round has all steps in another order.
     """
     now = clock(device)[1]
     repeats = {}
     for name, step in steps.items():
         step()
-        repeats[name] = max(1, math.ceil(at_least / max(seconds(step, 1, now), 1e-6)))
-    times: dict[str, list[float]] = {name: [] for name in steps}
+        repeats[name] = max(1, math.ceil(LEAST / max(seconds(step, 1, now), 1e-6)))
+    times: dict[Name, list[float]] = {name: [] for name in steps}
     for number in range(rounds):
         for name in order(list(steps), number):
+            steps[name]()  # the memory and the caches are then as this step leaves them, not as another did
             times[name].append(seconds(steps[name], repeats[name], now))
     return times
 
 
-def order(names: list[str], number: int) -> list[str]:
+def order(names: list[Name], number: int) -> list[Name]:
     """Who goes when in a round: rotated every second round, reversed in between, so that neighbours change too."""
     start = number // 2 % len(names)
     rotated = names[start:] + names[:start]
