@@ -61,8 +61,8 @@ def scaling(ax: Axes, content: dict[str, Any]) -> None:
         values, seconds = np.array(sweep["values"]), np.median(sweep["seconds"], axis=1)
         low, high = sweep["interval"]
         ends = f"{sweep['values'][0]:,}–{sweep['values'][-1]:,}"
-        ax.plot(values / values[0], seconds / seconds[0], marker + line, color=colour, markersize=4,
-                markerfacecolor="none", label=f"{label}, {ends}: exponent {sweep['exponent']:.2f} [{low:.2f}, {high:.2f}]")
+        ax.plot(values / values[0], seconds / seconds[0], marker + line, color=colour, ms=4, mfc="none",
+                label=f"{label}, {ends}: exponent {sweep['exponent']:.2f} [{low:.2f}, {high:.2f}]")
         widest = max(widest, values[-1] / values[0])
     ax.plot([1, widest], [1, widest], color="0.7", linewidth=1, zorder=0, label="linear growth")
     ticks = 2 ** np.arange(np.log2(widest) + 1)

@@ -6,14 +6,14 @@ import math
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import glow, plot, timing
+from benchmarks import glow, models, plot, timing
 
-TINY = glow.Sizes(side=8, levels=1, steps=4, width=8)
+TINY = models.Sizes(side=8, levels=1, steps=4, width=8)
 
 
 def test_flops_of_the_papers_glow():
-    assert glow.flops(glow.Sizes()) == pytest.approx(1.808e9, rel=1e-3)
-    assert glow.flops(glow.Sizes(coupling="affine")) == pytest.approx(2.006e9, rel=1e-3)
+    assert models.flops(models.Sizes()) == pytest.approx(1.808e9, rel=1e-3)
+    assert models.flops(models.Sizes(coupling="affine")) == pytest.approx(2.006e9, rel=1e-3)
 
 
 @pytest.mark.parametrize("coupling", ["additive", "affine"])
@@ -23,14 +23,14 @@ def test_flops_are_those_that_torch_counts(name, coupling):
     for each 1x1 matrix."""
     if name != "ours":
         pytest.importorskip(name)
-    sizes = glow.Sizes(side=16, levels=2, steps=2, width=64, coupling=coupling)
-    x = glow.images(32, sizes.side, "cpu")
-    model = glow.make_model(name, sizes, x)
+    sizes = models.Sizes(side=16, levels=2, steps=2, width=64, coupling=coupling)
+    x = models.images(32, sizes.side, "cpu")
+    model = models.make_model(name, sizes, x)
     with FlopCounterMode(display=False) as forward:
         loss = -model.log_prob(x).mean()
     with FlopCounterMode(display=False) as backward:
         loss.backward()
-    expected = len(x) * glow.flops(sizes)
+    expected = len(x) * models.flops(sizes)
     assert forward.get_total_flops() == pytest.approx(expected, rel=0.02)
     assert backward.get_total_flops() == pytest.approx(2 * expected, rel=0.02)
 
@@ -40,10 +40,10 @@ def test_flops_are_those_that_torch_counts(name, coupling):
 def test_peers_are_glows(name, coupling):
     """They invert themselves, and give a log q for each image."""
     pytest.importorskip(name)
-    sizes = glow.Sizes(side=4, levels=1, steps=2, width=4, coupling=coupling)
-    x = glow.images(4, sizes.side, "cpu")
-    model = glow.make_model(name, sizes, x)
-    assert glow.reconstruction_error(name, model, x) < 1e-5
+    sizes = models.Sizes(side=4, levels=1, steps=2, width=4, coupling=coupling)
+    x = models.images(4, sizes.side, "cpu")
+    model = models.make_model(name, sizes, x)
+    assert models.reconstruction_error(name, model, x) < 1e-5
     assert model.sample(3).shape == (3, 3, 4, 4)
     assert model.log_prob(x).shape == (4,)
 
