@@ -1,7 +1,7 @@
 """Glow as a user of normflows and of nflows would build it from what these packages offer.
 
-They are not the same model as ours to the last bias. Where each differs: normflows has no actnorm inside the coupling
-net; nflows offers no convolutional coupling net, so it gets ours without actnorms, and its 1x1 convolution is a
+They are not the same model as ours to the last bias. Where each differs: normflows has by default no actnorm inside the
+coupling net; nflows has residual coupling nets only, so it gets the plain one below, and its 1x1 convolution is a
 permutation and two triangular products. Neither predicts the moments of factored-out latents from those that are kept,
 which costs ours 0.04 % of its multiplications.
 """
