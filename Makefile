@@ -30,8 +30,11 @@ test: install  ## the tests
 lint: install  ## ruff and mypy
 	ruff check . && mypy fce eval reports benchmarks
 
-bench: install  ## measure what stacking 2D runs gains
+bench: install  ## our Glow against normflows and nflows; what stacking 2D runs gains
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --require-hashes -r envs/bench.lock
 	python -m benchmarks.stack --out benchmarks/results/stack.json
+	python -m benchmarks.glow --out benchmarks/results/glow.json
+	python -m benchmarks.plot benchmarks/results/glow.json
 
 ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
 ui: install  ## send what MLflow does not have yet; then its UI, on loopback unless HOST=... says otherwise
@@ -41,10 +44,13 @@ ui: install  ## send what MLflow does not have yet; then its UI, on loopback unl
 pull: install  ## outputs from the DVC remote, marked as up to date for Snakemake too
 	dvc pull --allow-missing && snakemake --cores 1 --touch quick full
 
+COMPILE = $(VENV)/bin/uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+  --no-header --no-annotate -q
+EXTRA = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])
 lock: pyproject.toml  ## refresh the lock files (envs/README.md)
-	$(VENV)/bin/uv pip compile pyproject.toml --extra dev --extra slurm --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -q -o envs/requirements.lock
+	$(COMPILE) pyproject.toml --extra dev --extra slurm -o envs/requirements.lock
 	grep -A999 '^uv==' envs/requirements.lock | awk 'NR==1 || /^ /{print; next} {exit}' > envs/bootstrap.lock
+	python -c '$(EXTRA)' | tr ' ' '\n' | $(COMPILE) - -c envs/requirements.lock -o envs/bench.lock
 
 clean:  ## remove what the project made, but the environment and what is published
 	rm -rf build .snakemake mlflow.db

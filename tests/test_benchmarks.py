@@ -1,0 +1,84 @@
+"""The benchmarks measure what they say: the work is counted as PyTorch counts it, ratios and exponents are right."""
+
+import json
+import math
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import glow, models, plot, timing
+
+TINY = models.Sizes(side=8, levels=1, steps=4, width=8)
+
+
+def test_flops_of_the_papers_glow():
+    assert models.flops(models.Sizes()) == pytest.approx(1.808e9, rel=1e-3)
+    assert models.flops(models.Sizes(coupling="affine")) == pytest.approx(2.006e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("coupling", ["additive", "affine"])
+@pytest.mark.parametrize("name", ["ours", "normflows", "nflows"])
+def test_flops_are_those_that_torch_counts(name, coupling):
+    """Whether a convolution is done as one or as a matrix product. The peers have no priors, and nflows two products
+    for each 1x1 matrix."""
+    if name != "ours":
+        pytest.importorskip(name)
+    sizes = models.Sizes(side=16, levels=2, steps=2, width=64, coupling=coupling)
+    x = models.images(32, sizes.side, "cpu")
+    model = models.make_model(name, sizes, x)
+    with FlopCounterMode(display=False) as forward:
+        loss = -model.log_prob(x).mean()
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    expected = len(x) * models.flops(sizes)
+    assert forward.get_total_flops() == pytest.approx(expected, rel=0.02)
+    assert backward.get_total_flops() == pytest.approx(2 * expected, rel=0.02)
+
+
+@pytest.mark.parametrize("coupling", ["additive", "affine"])
+@pytest.mark.parametrize("name", ["normflows", "nflows"])
+def test_peers_are_glows(name, coupling):
+    """They invert themselves, and give a log q for each image."""
+    pytest.importorskip(name)
+    sizes = models.Sizes(side=4, levels=1, steps=2, width=4, coupling=coupling)
+    x = models.images(4, sizes.side, "cpu")
+    model = models.make_model(name, sizes, x)
+    assert models.reconstruction_error(name, model, x) < 1e-5
+    assert model.sample(3).shape == (3, 3, 4, 4)
+    assert model.log_prob(x).shape == (4,)
+
+
+def test_ratio_and_interval():
+    low, middle, high = timing.ratio([2.0, 4.0, 8.0], [1.0, 1.0, 1.0])
+    assert middle == pytest.approx(4)
+    assert [high / middle, middle / low] == pytest.approx([math.exp(4.3027 * math.log(2) / math.sqrt(3))] * 2, rel=1e-4)
+    assert timing.ratio([3.0, 6.0], [1.0, 2.0]) == pytest.approx((3, 3, 3))
+    assert glow.exponent([1, 2, 4], [3.0, 12.0, 48.0]) == pytest.approx(2)
+
+
+def test_rounds_are_interleaved(monkeypatch):
+    """Each step is measured once a round, with each other one before and behind it."""
+    monkeypatch.setattr(timing, "LEAST", 0.0)
+    calls = []
+    times = timing.interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, 6)
+    assert [len(values) for values in times.values()] == [6, 6, 6]
+    measured = calls[7::2]  # behind the two first calls of each, an untimed call goes before each timed one
+    assert measured == calls[6::2] and len({"".join(measured[start : start + 3]) for start in range(0, 18, 3)}) == 6
+    assert {"".join(timing.order(["a", "b"], number)) for number in (0, 1)} == {"ab", "ba"}
+
+
+def test_the_whole_benchmark(tmp_path, monkeypatch):
+    """Of ours alone: a checkout without the peers can run it, too."""
+    monkeypatch.setattr(glow, "installed", lambda: [])
+    monkeypatch.setattr(timing, "LEAST", 0.0)
+    monkeypatch.setitem(glow.GEMM, "cpu", 64)
+    out = tmp_path / "results" / "glow.json"
+    sizes = [f"--{name}={getattr(TINY, name)}" for name in ("side", "levels", "steps", "width")]
+    glow.main([*sizes, "--batch=4", "--rounds=2", f"--out={out}", "--device=cpu"])
+    content = json.loads(out.read_text())
+    assert {line["use"] for line in content["results"]} == set(plot.USES)
+    assert all(line["images_per_second"] > 0 and line["utilisation"] > 0 for line in content["results"])
+    assert content["models"]["ours"]["reconstruction_error"] < 1e-4
+    assert content["scaling"].keys() == plot.SWEEPS.keys()
+    plot.draw(content, out.with_suffix(""))
+    assert out.with_suffix(".png").stat().st_size > 10_000
