@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.timing import clock, interleaved, ratio, write_results
 from fce.energy import make_energy
 from fce.flow.glow import make_glow
-from fce.game import flow_value
+from fce.game import Minibatch, flow_value
 from fce.objective import value
 from fce.params import load
 from fce.stack import Stack
@@ -45,7 +45,7 @@ def steps(
         energy.backward(-value(log_p, log_q, log_p_gen, log_q_gen))
 
     def joint_flow() -> None:
-        v: Tensor = flow_value(energy, flow, x, eps)[0]
+        v: Tensor = flow_value(energy, Minibatch.of(flow, x, eps))[0]
         flow.backward(v)
 
     return {"glow maximum likelihood": pretrain, "joint, EBM update": joint_ebm, "joint, flow update": joint_flow}

@@ -6,11 +6,13 @@ tensors have a leading dimension S, the runs; a single run is a stack of one.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
+from fce import parallel
 from fce.data.data import Images, Points, open_data
 from fce.energy import make_energy
 from fce.flow.glow import Gaussian, Glow
@@ -28,7 +30,26 @@ MOMENTS = 20_000  # training images for the Gaussian noise's mean and covariance
 AHEAD = 16  # minibatches drawn in one pass while the flow stands still
 FACTS = ("ebm_updates", "flow_updates", "ebm_clipped", "flow_clipped", "dropped", "last", "stock", "ahead", "limit")
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # x [S, B, ...], log q(x) [S, B]; x~, log q(x~) of noise_ratio * B
+Drawn = tuple[Tensor, Tensor, Tensor, Tensor]  # x [S, B, ...], log q(x) [S, B]; x~, log q(x~) of noise_ratio * B
+
+
+class Minibatch(NamedTuple):
+    """Data x [S, B, ...] and samples x~ = g(eps) with their log q, from which gradients find back into the flow."""
+
+    x: Tensor
+    eps: Tensor
+    log_q: Tensor
+    x_gen: Tensor
+    log_q_gen: Tensor
+
+    @classmethod
+    def of(cls, flow: Stack, x: Tensor, eps: Tensor) -> "Minibatch":
+        """One pass of the flow in each direction: log q(x~) comes with the sample."""
+        x_gen, log_q_gen = flow("decode", eps)
+        return cls(x, eps, flow.log_prob(x), x_gen, log_q_gen)
+
+    def detached(self) -> Drawn:
+        return self.x, self.log_q.detach(), self.x_gen.detach(), self.log_q_gen.detach()
 
 
 class Game:
@@ -38,7 +59,7 @@ class Game:
         self.jobs, self.settings = jobs, jobs[0].params["joint"]
         self.device, self.noise_ratio = jobs[0].device, jobs[0].params["joint"]["noise_ratio"]
         self.data = [open_data(job.inputs["data"], job.params["data"], job.device) for job in jobs]
-        self.generators = [torch.Generator().manual_seed(job.seed_for("batches")) for job in jobs]
+        self.generators = [data.generator(job.seed_for("batches")) for job, data in zip(jobs, self.data, strict=True)]
         noises: list[Glow | Gaussian] = []
         energies = []
         for job, data, generator in zip(jobs, self.data, self.generators, strict=True):
@@ -47,7 +68,7 @@ class Game:
             base = load_flow(load(job.need("flow"))).to(job.device) if self.settings["energy"] == "residual" else None
             energies.append(make_energy(noises[-1].shape, job.params["energy"], base).to(job.device))
         self.shape, self.dims = noises[0].shape, noises[0].dims
-        self.noise, self.energy = Stack(noises), Stack(energies)
+        self.noise, self.energy = (Stack(models, jobs[0].compiled) for models in (noises, energies))
         self.learns = self.settings["noise"] == "flow"
         weights = [p for name, p in self.energy.learned.items() if name != "c"]
         groups = [{"params": weights}, {"params": [self.energy.learned["c"]]}]
@@ -55,11 +76,15 @@ class Game:
         self.ebm_optimizer = make_optimizer("adam", groups, 1.0)
         self.flow_optimizer = make_optimizer("adamax", self.noise.learned.values(), 1.0) if self.learns else None
         self.ebm_updates = self.flow_updates = 0
-        self.ebm_clipped, self.flow_clipped, self.dropped = torch.zeros(3, len(jobs), dtype=torch.long)
+        self.ebm_clipped, self.flow_clipped, self.dropped = torch.zeros(
+            3, len(jobs), dtype=torch.long, device=self.device)
+        self.lost = torch.zeros(len(jobs), device=self.device)  # the share of the last samples that were not finite
         self.last: dict[str, list[float]] = {}
-        # While the flow stands still, several minibatches are drawn in one pass: the same law, less overhead.
-        self.stock: list[Batch] = []
+        # While the flow stands still, several minibatches are drawn in one pass: the same law, less overhead. The
+        # EBM's last one before the flow's turn is drawn alone, with its way through the flow: that is the flow's first.
+        self.stock: list[Drawn] = []
         self.ahead = AHEAD
+        self.kept: Minibatch | None = None
 
     def parts(self) -> dict[str, Any]:
         """What changes in place as the game goes on (see fce.resume.Keeper)."""
@@ -69,65 +94,82 @@ class Game:
 
     def facts(self) -> dict[str, Any]:
         """What else a game goes on from."""
-        return {name: getattr(self, name) for name in FACTS}
+        kept = (self.kept.x, self.kept.eps) if self.kept else None
+        return {"kept": kept, **{name: getattr(self, name) for name in FACTS}}
 
     def go_on(self, facts: dict[str, Any]) -> None:
         """Take up the facts of an earlier process."""
-        for name in FACTS:
-            setattr(self, name, facts[name])
+        for name, fact in tree_map_only(Tensor, lambda tensor: tensor.to(self.device), facts).items():
+            if name == "kept":
+                self.kept = Minibatch.of(self.noise, *fact) if fact else None
+            else:
+                setattr(self, name, fact)
 
     def points(self, batches: int = 1) -> Tensor:
-        """Training data [S, batches * B, ...] of each run."""
+        """Training data [S, batches * B, ...] of each run; of several processes each has its share of every batch."""
         pairs = list(zip(self.data, self.generators, strict=True))
         parts = [[data.batch(self.settings["batch"], g) for _ in range(batches)] for data, g in pairs]
-        return torch.stack([torch.cat(part) for part in parts])
+        return torch.stack([torch.cat([parallel.share(batch, 0) for batch in part]) for part in parts])
 
-    def eps(self, n: int) -> Tensor:
-        """Standard normal noise [S, n, D]."""
-        return torch.stack([torch.randn(n, self.dims, generator=g) for g in self.generators]).to(self.device)
+    def eps(self, batches: int = 1) -> Tensor:
+        """Standard normal noise [S, batches * noise_ratio * B, D] for the samples that go with `points`."""
+        n = self.noise_ratio * self.settings["batch"]
+        drawn = torch.stack([noise(batches * n, self.dims, g) for g in self.generators]).to(self.device)
+        return parallel.share(drawn.unflatten(1, (batches, n)), 2).flatten(1, 2)
 
-    @torch.no_grad()
-    def draw(self) -> Batch:
+    def draw(self) -> Drawn:
         """A minibatch of data and one of samples, each with its log q; samples are finite."""
-        if not self.stock:
-            x = self.points(self.ahead)
-            x_gen, log_q_gen = self.noise("decode", self.eps(self.noise_ratio * x.shape[1]))
-            which = self.choose_finite(x_gen, log_q_gen)
-            parts = (x, self.noise.log_prob(x), take(x_gen, which), take(log_q_gen, which))
-            self.stock = list(zip(*(part.tensor_split(self.ahead, 1) for part in parts), strict=True))
+        if self.stock:
+            return self.stock.pop()
+        if self.ahead == 0:
+            torch.compiler.cudagraph_mark_step_begin()
+            self.kept = Minibatch.of(self.noise, self.points(), self.eps())
+            return self.finite(self.kept.detached())
+        with torch.no_grad():
+            together = self.finite(Minibatch.of(self.noise, self.points(self.ahead), self.eps(self.ahead)).detached())
+        self.stock = list(zip(*(part.tensor_split(self.ahead, 1) for part in together), strict=True))
+        if self.flow_updates:
+            self.ahead = 0
         return self.stock.pop()
+
+    def finite(self, drawn: Drawn) -> Drawn:
+        x, log_q, x_gen, log_q_gen = drawn
+        which = self.choose_finite(x_gen, log_q_gen)
+        return x, log_q, take(x_gen, which), take(log_q_gen, which)
 
     def choose_finite(self, x: Tensor, log_q: Tensor) -> Tensor:
         """Indices [S, n] of finite samples; another finite one stands where a sample is not, and it is counted."""
         keep = x.flatten(2).isfinite().all(2) & log_q.isfinite()
-        self.dropped += (~keep).sum(1).cpu()
-        if (keep.sum(1) < 0.5 * keep.shape[1]).any():
-            raise Stopped("most of the flow's samples are not finite; raise flow.scale_floor or lower joint.flow_lr")
+        self.dropped += (~keep).sum(1)
+        self.lost = (~keep).float().mean(1)
         finite_first = keep.int().argsort(dim=1, descending=True, stable=True)
-        return finite_first.gather(1, torch.arange(keep.shape[1], device=x.device) % keep.sum(1, keepdim=True))
+        count = keep.sum(1, keepdim=True).clamp(min=1)
+        return finite_first.gather(1, torch.arange(keep.shape[1], device=x.device) % count)
 
     def start(self) -> None:
         """Give f a start onto log q by regression where asked, then c by root-finding."""
         total = self.settings["warm_start"]
         if total:
             _, log_q, _, log_q_gen = self.draw()
+            (mean,) = parallel.average([-torch.cat([log_q, log_q_gen], 1).mean(1)])
             with torch.no_grad():
-                self.energy.learned["c"].copy_(self.scalar(-torch.cat([log_q, log_q_gen], 1).mean(1)))
+                self.energy.learned["c"].copy_(self.scalar(mean))
             for step in range(total):
                 x, log_q, x_gen, log_q_gen = self.draw()
                 residual = self.energy.log_prob(torch.cat([x, x_gen], 1)) - torch.cat([log_q, log_q_gen], 1)
                 set_lr(self.ebm_optimizer, self.ebm_lrs, lr_factor("cosine", 0, step, step / total))
-                self.step_ebm(residual.square().mean(1))
+                self.energy.backward(residual.square().mean(1))
+                self.step_ebm()
             rms = residual.detach().square().mean(1).sqrt().tolist()
             log.info("warm start: f - c follows log q to %s nats rms after %d steps", words(rms), total)
             self.ebm_clipped.zero_()
             self.ebm_optimizer.state.clear()
-        w_data, w_gen = self.ratios()
+        w_data, w_gen = (parallel.gather(ratios, 1) for ratios in self.ratios())
         pairs = zip(w_data, w_gen, strict=True)
         shift = torch.tensor([calibrate(*pair, self.noise_ratio) for pair in pairs], device=self.device)
         with torch.no_grad():
-            self.energy.learned["c"].add_(self.scalar(shift.float()))
-        spread = (torch.cat([w_data, w_gen], 1) - shift[:, None]).abs().median(1).values.cpu()
+            self.energy.learned["c"].add_(self.scalar(shift))
+        spread = (torch.cat([w_data, w_gen], 1) - shift[:, None]).abs().median(1).values
         limits = self.settings["alarms"]
         self.limit = limits["ratio_growth"] * spread.clamp(min=limits["ratio_floor"])
         log.info("start: c = %s, median |r| = %s nats; the alarm is set at %s", words(self.constants()),
@@ -156,61 +198,81 @@ class Game:
         x, log_q, x_gen, log_q_gen = self.draw()
         log_p, log_p_gen = self.energy.log_prob(torch.cat([x, x_gen], 1)).split([x.shape[1], x_gen.shape[1]], 1)
         v = value(log_p, log_q, log_p_gen, log_q_gen, self.noise_ratio)
+        self.energy.backward(-v)
+        found = self.note(v, log_p - log_q, log_p_gen - log_q_gen)
+        self.require_finite()
         set_lr(self.ebm_optimizer, self.ebm_lrs, self.factor(0, self.ebm_updates))
-        require_finite(v)
-        self.step_ebm(-v)
+        self.step_ebm()
         self.ebm_updates += 1
-        return self.note(v, log_p - log_q, log_p_gen - log_q_gen)
+        return found
 
-    def step_ebm(self, loss: Tensor) -> None:
-        self.energy.backward(loss)
+    def step_ebm(self) -> None:
         norms = self.energy.clip(self.settings["ebm_clip"], but=["c"])
-        self.ebm_clipped += (norms > self.settings["ebm_clip"]).cpu()
+        self.ebm_clipped += norms > self.settings["ebm_clip"]
         self.ebm_optimizer.step()
 
     def update_flow(self) -> float:
         """One descent of V by the flow; gradients pass through the EBM to x, and leave its weights alone."""
         assert self.flow_optimizer is not None
-        x = self.points()
-        eps = self.eps(self.noise_ratio * x.shape[1])
-        v, r_data, r_gen, log_q = flow_value(self.energy, self.noise, x, eps, self.noise_ratio)
-        if not v.isfinite().all():  # a NaN poisons the gradient even where it is masked: decode the others anew
-            with torch.no_grad():
-                which = self.choose_finite(*self.noise("decode", eps))
-            v, r_data, r_gen, log_q = flow_value(self.energy, self.noise, x, take(eps, which), self.noise_ratio)
-        require_finite(v)
-        self.noise.backward(self.settings["value_weight"] * v - self.settings["mle_weight"] * log_q.mean(1))
+        if self.kept is None:
+            torch.compiler.cudagraph_mark_step_begin()
+        batch = self.kept or Minibatch.of(self.noise, self.points(), self.eps())
+        self.kept = None
+        found = self.turn_flow(batch)
+        if not all(map(math.isfinite, self.last["value"])):  # of samples that are no numbers; decode others instead
+            which = self.choose_finite(batch.x_gen.detach(), batch.log_q_gen.detach())
+            found = self.turn_flow(Minibatch.of(self.noise, batch.x, take(batch.eps, which)))
+        self.require_finite()
         norms = self.noise.clip(self.settings["flow_clip"])
-        self.flow_clipped += (norms > self.settings["flow_clip"]).cpu()
+        self.flow_clipped += norms > self.settings["flow_clip"]
         factor = self.factor(self.settings["flow_warmup"], self.flow_updates)
         set_lr(self.flow_optimizer, [self.settings["flow_lr"]], factor)
         self.flow_optimizer.step()
         self.flow_updates += 1
         self.stock.clear()  # drawn from the flow as it was
-        self.ahead = self.settings["ebm_per_round"] if self.settings["rule"] == "ratio" else 1
+        self.ahead = self.settings["ebm_per_round"] - 1 if self.settings["rule"] == "ratio" else 0
+        return found
+
+    def turn_flow(self, batch: Minibatch) -> float:
+        """Give the flow's parameters the gradient that this minibatch has for them; returns the accuracy."""
+        v, r_data, r_gen = flow_value(self.energy, batch, self.noise_ratio)
+        likelihood = batch.log_q.mean(1)
+        self.noise.backward(self.settings["value_weight"] * v - self.settings["mle_weight"] * likelihood)
         return self.note(v, r_data, r_gen)
 
     def factor(self, warmup: int, update: int) -> float:
         return lr_factor(self.settings["decay"], warmup, update, self.ebm_updates / self.settings["ebm_updates"])
 
+    @torch.no_grad()
     def note(self, v: Tensor, r_data: Tensor, r_gen: Tensor) -> float:
-        """Remember what the last minibatch showed of each run; returns the mean accuracy of classes and runs."""
-        with torch.no_grad():
-            size, tie = torch.cat([r_data, r_gen], 1).abs(), math.log(self.noise_ratio)
-            numbers = {
-                "value": v,
-                "accuracy_data": accuracy(r_data - tie, real=True),
-                "accuracy_gen": accuracy(r_gen - tie, real=False),
-                "r_data_mean": r_data.mean(1),
-                "r_data_std": r_data.std(1),
-                "r_gen_mean": r_gen.mean(1),
-                "r_gen_std": r_gen.std(1),
-                "r_abs": size.median(1).values,
-                "saturated": (size > 20).float().mean(1),
-            }
-            self.last = dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
+        """Remember what a minibatch showed of each run; returns the mean accuracy of classes and runs.
+
+        This is where an update looks at the device, once: all numbers come in one copy.
+        """
+        (v,), r_data, r_gen = parallel.average([v]), parallel.gather(r_data, 1), parallel.gather(r_gen, 1)
+        size, tie = torch.cat([r_data, r_gen], 1).abs(), math.log(self.noise_ratio)
+        numbers = {
+            "value": v,
+            "accuracy_data": accuracy(r_data - tie, real=True),
+            "accuracy_gen": accuracy(r_gen - tie, real=False),
+            "r_data_mean": r_data.mean(1),
+            "r_data_std": r_data.std(1),
+            "r_gen_mean": r_gen.mean(1),
+            "r_gen_std": r_gen.std(1),
+            "r_abs": size.median(1).values,
+            "saturated": (size > 20).float().mean(1),
+            "not_finite": parallel.average([self.lost])[0],
+        }
+        self.last = dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
         both = self.last["accuracy_data"] + self.last["accuracy_gen"]
         return sum(both) / len(both)
+
+    def require_finite(self) -> None:
+        """Raise Stopped where the last V, or most samples, were no numbers; no step has been taken on them."""
+        if max(self.last["not_finite"]) > 0.5:
+            raise Stopped("most of the flow's samples are not finite; raise flow.scale_floor or lower joint.flow_lr")
+        if not all(map(math.isfinite, self.last["value"])):
+            raise Stopped(f"V is {self.last['value']}; lower joint.flow_lr and joint.ebm_lr")
 
     def rows(self) -> list[dict[str, float]]:
         """What the last minibatch and the counters say of each run, for its curve."""
@@ -244,7 +306,7 @@ class Game:
         if not self.learns:
             return
         with torch.no_grad():  # in x, not in eps: near the box's walls a logit magnifies float32's rounding
-            x = self.noise("decode", self.eps(64))[0]
+            x = self.noise("decode", torch.stack([noise(64, self.dims, g) for g in self.generators]).to(self.device))[0]
             back = self.noise("decode", self.noise("encode", x)[0])[0]
             error = torch.where(x.isfinite(), back - x, 0).abs().flatten(2).amax(2).quantile(FEW_FLY, dim=1)
             scale = self.noise("max_log_scale")
@@ -272,28 +334,26 @@ def make_noise(job: Job, data: Points | Images, generator: torch.Generator) -> G
     return load_flow(load(job.need("flow"))).to(job.device)
 
 
-def flow_value(
-    energy: Stack, flow: Stack, x: Tensor, eps: Tensor, noise_ratio: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """V (eq. 4) [S] with the gradients that the flow needs; log p - log q on data x and on samples g(eps); log q(x).
+def flow_value(energy: Stack, batch: Minibatch, noise_ratio: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """V (eq. 4) [S] with the gradients that the flow needs; log p - log q on data and on samples.
 
-    They pass through x~ = g(eps) into f, through log q(x~), which comes with the sample, and through log q(x).
+    They pass through x~ = g(eps) into f, through log q(x~) and through log q(x); f(x) has none.
     """
-    x_gen, log_q_gen = flow("decode", eps)
-    log_q = flow.log_prob(x)
-    log_p, log_p_gen = energy.log_prob(torch.cat([x, x_gen], 1)).split([x.shape[1], x_gen.shape[1]], 1)
-    v = value(log_p, log_q, log_p_gen, log_q_gen, noise_ratio)
-    return v, log_p - log_q, log_p_gen - log_q_gen, log_q
+    with torch.no_grad():
+        log_p = energy.log_prob(batch.x)
+    log_p_gen = energy.log_prob(batch.x_gen)
+    v = value(log_p, batch.log_q, log_p_gen, batch.log_q_gen, noise_ratio)
+    return v, log_p - batch.log_q, log_p_gen - batch.log_q_gen
+
+
+def noise(n: int, dims: int, generator: torch.Generator) -> Tensor:
+    """Standard normal noise [n, D], drawn where the generator lives."""
+    return torch.randn(n, dims, generator=generator, device=generator.device)
 
 
 def take(values: Tensor, which: Tensor) -> Tensor:
     """values[s, which[s]] for each run s."""
     return values[torch.arange(len(which), device=which.device)[:, None], which]
-
-
-def require_finite(v: Tensor) -> None:
-    if not v.isfinite().all():
-        raise Stopped(f"V is {v.tolist()}; lower joint.flow_lr and joint.ebm_lr")
 
 
 def words(values: list[float]) -> str:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fce.data.data import Points
-from fce.data.toy import grid, log_mass
+from fce.data.toy import MAKERS, grid, log_mass
 from fce.energy import EnergyModel, make_energy
+from fce.flow.coupling import net_precision
 from fce.flow.glow import Gaussian, Glow, make_glow
 from fce.game import Game
 from fce.objective import Switch, value
@@ -29,11 +30,15 @@ def run(jobs: list[Job]) -> None:
 
 
 def side_by_side(jobs: list[Job]) -> list[list[Job]]:
-    """Runs that can share each step: equal settings, but for the start; by the accuracy rule each has its own turns."""
+    """Runs that can share each step: on points, of equal settings, but for the start.
+
+    By the accuracy rule each has its own turns, and images fill a machine alone.
+    """
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
         settings = {**job.params["joint"], "start": None}
-        alone = id(job) if settings["rule"] == "accuracy" else None
+        shares = settings["rule"] == "ratio" and job.params["data"]["source"] in MAKERS
+        alone = None if shares else id(job)
         groups.setdefault((digest(settings), alone), []).append(job)
     return list(groups.values())
 
@@ -52,14 +57,16 @@ def train(jobs: list[Job]) -> None:
         head_start=settings["head_start"],
     )
     first = jobs[0]
-    keeper = first.keeper(f"{first.tags.get('arm', 'run')}-{first.seed}", averages=averages, **game.parts())
+    name = f"{first.tags.get('arm', first.out.parent.name)}-{first.seed}"
+    keeper = first.keeper(name, averages=averages, **game.parts())
     facts = keeper.load()
-    if facts:
-        game.go_on(facts["game"])
-        vars(switch).update(facts["switch"])
-        started = time.process_time() - facts["seconds"]
-    else:
-        game.start()
+    with net_precision(settings["precision"]):
+        if facts:
+            game.go_on(facts["game"])
+            vars(switch).update(facts["switch"])
+            started = time.process_time() - facts["seconds"]
+        else:
+            game.start()
     rows: list[list[dict[str, Any]]] = facts.get("rows") or [[] for _ in jobs]
     kept, turn, measuring = contents(game, *averages), switch.turn, 0.0
     progress = Progress(settings["ebm_updates"], settings["batch"] * len(jobs), game.ebm_updates)
@@ -70,7 +77,8 @@ def train(jobs: list[Job]) -> None:
 
     try:
         while game.ebm_updates < settings["ebm_updates"]:
-            right = game.update_ebm() if turn == "ebm" else game.update_flow()
+            with net_precision(settings["precision"]):
+                right = game.update_ebm() if turn == "ebm" else game.update_flow()
             averages[turn == "flow"].update()
             last = {name: sum(values) / len(values) for name, values in game.last.items()}
             progress(game.ebm_updates, V=last["value"], real=last["accuracy_data"], fake=last["accuracy_gen"])
@@ -157,4 +165,4 @@ def load_models(path: Path, device: str, weights: str = "averaged") -> tuple[Ene
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data"], optional=["flow"], several=True, resumes=True))
+    sys.exit(main(__doc__, run, inputs=["data"], optional=["flow"], several=True, resumes=True, trains=True))

@@ -9,8 +9,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from fce import parallel
 from fce.data.data import Images, Points, open_data
 from fce.data.images import bits_per_dim
+from fce.data.toy import MAKERS
+from fce.flow.coupling import net_precision
 from fce.flow.glow import Glow, make_glow
 from fce.optim import Average, lr_factor, make_optimizer, set_lr
 from fce.progress import log, steps
@@ -18,23 +21,31 @@ from fce.stack import Stack, State
 from fce.stage import Job, Stopped, main
 from fce.state import atomic, save
 
+LOOK_EVERY = 20  # steps: to look at the loss stops a GPU, and once it is no number it stays so
 INIT_BATCH = 1024  # points or images for the data-dependent initialisation (openai/glow: 256)
 
 
 def run(jobs: list[Job]) -> None:
-    settings = jobs[0].params["pretrain"]
-    data = [open_data(job.inputs["data"], job.params["data"], job.device) for job in jobs]
-    generators = [torch.Generator().manual_seed(job.seed_for("batches")) for job in jobs]
+    """Runs on points train side by side, in one stack; images fill a machine alone."""
+    side_by_side = jobs[0].params["data"]["source"] in MAKERS
+    for group in [jobs] if side_by_side else [[job] for job in jobs]:
+        train(group)
+
+
+def train(jobs: list[Job]) -> None:
+    settings, device = jobs[0].params["pretrain"], jobs[0].device
+    data = [open_data(job.inputs["data"], job.params["data"], device) for job in jobs]
+    generators = [points.generator(job.seed_for("batches")) for job, points in zip(jobs, data, strict=True)]
     flows = []
     for job, points, generator in zip(jobs, data, generators, strict=True):
         torch.manual_seed(job.seed_for("torch"))
-        flows.append(start_flow(points, job.params["flow"], generator, job.device))
-    flow, shape = Stack(flows), list(flows[0].shape)
+        flows.append(start_flow(points, job.params["flow"], generator, device))
+    flow, shape = Stack(flows, jobs[0].compiled), list(flows[0].shape)
     optimizer = make_optimizer(settings["optimizer"], flow.learned.values(), settings["lr"])
     average = Average(flow, settings["ema"])
     validation = data[0].part("validation", torch.Generator().manual_seed(0))
     keeper = jobs[0].keeper(
-        "training", flow=flow, optimizer=optimizer, average=average, data=data, generators=generators
+        f"training-{jobs[0].seed}", flow=flow, optimizer=optimizer, average=average, data=data, generators=generators
     )
     done: dict[str, Any] = keeper.load() or {
         "step": 0,
@@ -42,23 +53,29 @@ def run(jobs: list[Job]) -> None:
         "rows": [[] for _ in jobs],
         "best": [(math.inf, state) for state in flow.split(average.state)],
     }
-    clipped, rows, best = done["clipped"], done["rows"], done["best"]
+    done["clipped"] = clipped = done["clipped"].to(device)
+    rows, best = done["rows"], done["best"]
     for step, progress in steps(settings["steps"], settings["batch"] * len(jobs), done["step"]):
         factor = lr_factor(settings["decay"], settings["warmup"], step - 1, step / settings["steps"])
         set_lr(optimizer, [settings["lr"]], factor)
-        batch = [points.batch(settings["batch"], g) for points, g in zip(data, generators, strict=True)]
-        loss = -flow.log_prob(torch.stack(batch)).mean(1)
-        if not torch.isfinite(loss).all():
-            keep_aside(jobs, [checkpoint(job, shape, state) for job, (_, state) in zip(jobs, best, strict=True)], (
-                f"pretrain: the loss is {loss.tolist()} at step {step}; lower pretrain.lr, or raise "
-                "pretrain.warmup or flow.scale_floor"
-            ))
-        flow.backward(loss)
+        x = torch.stack([points.batch(settings["batch"], g) for points, g in zip(data, generators, strict=True)])
+        with net_precision(settings["precision"]):
+            torch.compiler.cudagraph_mark_step_begin()
+            loss = -flow.log_prob(parallel.share(x, 1)).mean(1)
+            flow.backward(loss)
         norms = flow.clip(settings["clip"])
-        clipped += (norms > settings["clip"]).cpu()
+        clipped += norms > settings["clip"]
         optimizer.step()
         average.update()
-        if step % settings["validate_every"] == 0 or step == settings["steps"]:
+        due = step % settings["validate_every"] == 0 or step == settings["steps"]
+        if due or step % LOOK_EVERY == 0:
+            loss = parallel.average([loss.detach()])[0]
+            if not torch.isfinite(loss).all():
+                keep_aside(jobs, [checkpoint(job, shape, state) for job, (_, state) in zip(jobs, best, strict=True)], (
+                    f"pretrain: the loss is {loss.tolist()} at step {step}; lower pretrain.lr, or raise "
+                    "pretrain.warmup or flow.scale_floor"
+                ))
+        if due:
             with average.applied():
                 scores = [unit(data[0], log_q) for log_q in evaluate(flow, validation)]
             scales = flow("max_log_scale").tolist()
@@ -77,7 +94,7 @@ def run(jobs: list[Job]) -> None:
                 jobs[i].record.log(**row)
             log.info("step %d: validation %s, gradients clipped %s times", step,
                      ", ".join(f"{score:.4f}" for score in scores), clipped.tolist())
-        progress(step, loss=loss.mean().item(), gradient=norms.max().item())
+        progress(step, loss=loss.detach().mean(), gradient=norms.max())
         done["step"] = step
         keeper.tick(lambda: done)
     keeper.save(done)
@@ -145,4 +162,4 @@ def load_flow(checkpoint: dict[str, Any], key: str = "flow") -> Glow:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data"], several=True, resumes=True))
+    sys.exit(main(__doc__, run, inputs=["data"], several=True, resumes=True, trains=True))

@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 log = logging.getLogger("fce")
 EVERY = 30.0  # seconds between progress lines where there is no terminal
@@ -30,10 +31,10 @@ class Progress:
     def __init__(self, total: int, unit_size: int = 1, before: int = 0):
         self.total, self.unit_size, self.before = total, unit_size, before
         self.started = self.spoken = time.monotonic()
-        self.terminal = sys.stderr.isatty()
+        self.terminal = sys.stderr.isatty() and not log.disabled
 
-    def __call__(self, step: int, **values: float) -> None:
-        """Report that `step` steps are done, with the latest values."""
+    def __call__(self, step: int, **values: Any) -> None:
+        """Report that `step` steps are done, with the latest values; tensors are read only when they are spoken of."""
         now = time.monotonic()
         last = step >= self.total
         if now - self.spoken < (0.2 if self.terminal else EVERY) and not last:
@@ -42,7 +43,7 @@ class Progress:
         rate = (step - self.before) / max(now - self.started, 1e-9)
         line = (
             f"{step}/{self.total}  "
-            + "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+            + "  ".join(f"{name} {float(value):.4g}" for name, value in values.items())
             + f"  {rate * self.unit_size:.0f}/s  {clock((self.total - step) / max(rate, 1e-9))} left"
         )
         if self.terminal:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fce import parallel
 from fce.progress import log
 from fce.stage import Interrupted
 from fce.state import atomic, load, packed, sha256
@@ -58,6 +59,11 @@ class Keeper:
 
     def load(self) -> dict[str, Any]:
         """Bring the parts back to the newest whole state; returns the facts saved with it, {} where there is none."""
+        facts = self.newest()
+        parallel.wait()  # before the first process drops a state, all have read theirs
+        return facts
+
+    def newest(self) -> dict[str, Any]:
         for path in self.states():
             number, digest = path.stem.split("-")
             self.count = max(self.count, int(number))
@@ -79,16 +85,17 @@ class Keeper:
 
     def tick(self, facts: Callable[[], dict[str, Any]]) -> None:
         """Call between two steps: saves now and then, and ends the run with Interrupted where it was asked to stop."""
-        if self.folder and (asked or time.monotonic() - self.saved >= self.every):
+        stop = parallel.anyone(bool(asked))
+        if self.folder and (stop or time.monotonic() - self.saved >= self.every):
             self.save(facts())
-        if asked:
-            name = signal.Signals(asked[0]).name
+        if stop:
+            number = (asked or [signal.SIGTERM])[0]
             kept = "its state is kept; the same command goes on from there" if self.folder else "nothing was kept"
-            raise Interrupted(f"stopped by {name}; {kept}", asked[0])
+            raise Interrupted(f"stopped by {signal.Signals(number).name}; {kept}", number)
 
     def save(self, facts: dict[str, Any]) -> None:
         """Save a state, and drop all but the newest; a full disk costs a warning, and the run goes on."""
-        if not self.folder:
+        if not self.folder or parallel.rank():
             return
         self.count += 1
         parts = {name: state_of(part) for name, part in self.parts.items()}

@@ -147,6 +147,9 @@ class Energy(Strict):
     slope: Share
 
 
+Precision = Literal["fp32", "tf32", "bf16"]
+
+
 class Pretrain(Strict):
     steps: Positive
     batch: Amount
@@ -156,6 +159,7 @@ class Pretrain(Strict):
     decay: Literal["constant", "cosine"]
     clip: Rate
     ema: Share
+    precision: Precision
     validate_every: Positive
     select: Literal["last", "validation"]
 
@@ -190,6 +194,7 @@ class Joint(Strict):
     ebm_clip: Rate
     flow_clip: Rate
     ema: Share
+    precision: Precision
     log_every: Positive
     alarms: Alarms
 

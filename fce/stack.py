@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.utils._pytree import tree_map
 
+from fce import parallel
+
 State = dict[str, Tensor]
 LARGE = 500  # points: without gradients, so many fill the caches of one core; models then take turns
 
@@ -33,10 +35,12 @@ class Stack:
 
     Args:
         models: of the same architecture, on the same device.
+        compiled: whether calls that learn are compiled, and on a GPU replayed as CUDA graphs; of a single model only.
     """
 
-    def __init__(self, models: list[Any]):
+    def __init__(self, models: list[Any], compiled: bool = False):
         self.models, self.size, self.first = models, len(models), models[0]
+        self.compiled: dict[str, Any] | None = {} if compiled else None
         if self.size == 1:
             self.parameters: State = dict(self.first.named_parameters())
             self.buffers: State = dict(self.first.named_buffers())
@@ -52,7 +56,7 @@ class Stack:
 
     def __call__(self, method: str, *x: Tensor) -> Any:
         if self.size == 1:
-            return tree_map(lambda result: result[None], getattr(self.first, method)(*(each[0] for each in x)))
+            return tree_map(lambda result: result[None], self.single(method)(*(each[0] for each in x)))
         module = Method(self.first)
 
         def single(state: State, *x: Tensor) -> Any:
@@ -62,6 +66,16 @@ class Stack:
             results = [getattr(model, method)(*(part[i] for part in x)) for i, model in enumerate(self.models)]
             return tree_map(lambda *turns: torch.stack(turns), *results)
         return vmap(single)(self.state_dict(), *x)
+
+    def single(self, method: str) -> Any:
+        """A method of the single model; what is called without gradients has many shapes, and isn't compiled."""
+        call = getattr(self.first, method)
+        if self.compiled is None or not torch.is_grad_enabled():
+            return call
+        if method not in self.compiled:
+            on_gpu = next(iter(self.state_dict().values())).is_cuda
+            self.compiled[method] = torch.compile(call, dynamic=False, mode="reduce-overhead" if on_gpu else "default")
+        return self.compiled[method]
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-densities [S, B] in nats at x [S, B, ...]."""
@@ -86,8 +100,11 @@ class Stack:
         return [{**flags, **{name: value[i].clone() for name, value in whole.items()}} for i in range(self.size)]
 
     def backward(self, loss: Tensor) -> None:
-        """Set the gradients of the sum of loss [S]; those of the models that it passes through stay as they are."""
-        gradients = torch.autograd.grad(loss.sum(), list(self.learned.values()))
+        """Set the gradients of the sum of loss [S], a mean over the processes that share a minibatch.
+
+        Those of the models that it passes through stay as they are.
+        """
+        gradients = parallel.average(list(torch.autograd.grad(loss.sum(), list(self.learned.values()))))
         for parameter, gradient in zip(self.learned.values(), gradients, strict=True):
             # fused optimisers walk through memory: a gradient must lie there as its parameter does
             alike = gradient.stride() == parameter.stride()
@@ -101,7 +118,7 @@ class Stack:
             norms = torch.nn.utils.get_total_norm(gradients)[None]
         else:
             norms = torch.cat([gradient.reshape(self.size, -1) for gradient in gradients], 1).norm(dim=1)
-        if (norms > limit).any():
+        if norms.is_cuda or (norms > limit).any():  # to look would stop a GPU for longer than to multiply by 1
             scale = (limit / norms).clamp(max=1.0)
             for gradient in gradients:
                 gradient.mul_(scale[0] if self.size == 1 else scale.view(-1, *([1] * (gradient.dim() - 1))))

@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from fce.params import ParamsError, check_slice
@@ -70,6 +72,7 @@ class Job:
     record: "Run | Any" = None
     resume: Path | None = None  # where its state is kept, for a stage that resumes
     save_every: float = 0.0
+    compiled: bool = False  # whether what trains is compiled
     started: float = field(default_factory=time.time)
 
     def need(self, name: str) -> Path:
@@ -135,6 +138,7 @@ def main(
     seeded: bool = True,
     several: bool = False,
     resumes: bool = False,
+    trains: bool = False,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parse the command line, run the stage, and turn every end into a message and an exit code.
@@ -148,6 +152,7 @@ def main(
         seeded: whether the stage takes a seed.
         several: whether the stage takes several seeds and arms; `{seed}` and `{arm}` in a path stand for each.
         resumes: whether the stage keeps its state and goes on from it (fce/resume.py).
+        trains: whether the stage trains what can be compiled, and shared by several processes (fce/parallel.py).
     """
     file = Path(sys.modules[run.__module__].__file__ or "")
     code = file.resolve().relative_to(ROOT).as_posix()
@@ -173,6 +178,9 @@ def main(
         parser.add_argument("--save-every", type=float, default=os.environ.get("FCE_SAVE_EVERY", "300"),
                             help="seconds between two saved states, from which the same command goes on (default: "
                             "FCE_SAVE_EVERY, or 300); a signal to stop saves one too")
+    if trains:
+        parser.add_argument("--compile", default="auto", choices=("auto", "yes", "no"), help="compile what trains, as "
+                            "CUDA graphs on a GPU (default: of images on a GPU)")
     arguments = parser.parse_args(argv)
     command = shlex.join(["python", "-m", module, *(argv or sys.argv[1:])])
     open_door()
@@ -192,8 +200,12 @@ def main(
             if any(out == job.out for job in jobs):
                 raise UserError(f"--out: {out} would be written by several runs; name it with {{seed}} and {{arm}}")
             jobs.append(Job(stage, params, out, paths, seed, device, tags_of(out, stage), command, code))
+        if trains:
+            for job in jobs:
+                on_gpu = device == "cuda" and params["flow"]["layers"] == "conv"
+                job.compiled = arguments.compile == "yes" or (arguments.compile == "auto" and on_gpu)
         start = run if several else lambda jobs: run(jobs[0])
-        execute(jobs, start, arguments.threads, arguments.save_every if resumes else None)
+        execute(jobs, start, arguments.threads, arguments.save_every if resumes else None, trains)
     except UserError as error:
         return fail(error, 2)
     except Stopped as error:
@@ -231,29 +243,47 @@ def place(path: str, arm: str, seed: int) -> Path:
 
 
 def execute(
-    jobs: list[Job], run: Callable[[list[Job]], None], threads: int, save_every: float | None = None
+    jobs: list[Job],
+    run: Callable[[list[Job]], None],
+    threads: int,
+    save_every: float | None = None,
+    shares: bool = False,
 ) -> None:
-    """Run the jobs with their records; where `save_every` is given, with their state kept."""
+    """Run the jobs with their records; where `save_every` is given, with their state kept.
+
+    Where they are shared by several processes, those but the first leave no files.
+    """
+    from fce import parallel
     from fce.inputs import check
     from fce.numerics import settle
     from fce.track import Run
 
     for job in jobs:
         check(job)
-    settle(jobs[0].seed_for("torch"), threads)
     with ExitStack() as around:
+        around.enter_context(parallel.together(jobs[0].device, shares))
         for job in jobs:
-            tags = job.tags
-            name = "/".join(filter(None, (tags.get("experiment"), tags.get("arm"), job.stage, f"seed-{job.seed}")))
-            record = Run(job.out.with_suffix(".run.jsonl"), name, tags, job.params, job.provenance(), job.key)
-            job.record = around.enter_context(record)
+            parallel.check(job.params)
+        settle(jobs[0].seed_for("torch"), threads)
         if save_every is not None:
             from fce.resume import listening
 
             keep_state(jobs, save_every)
             around.enter_context(listening())
+        if first := parallel.rank() == 0:
+            for job in jobs:
+                tags = job.tags
+                name = "/".join(filter(None, (tags.get("experiment"), tags.get("arm"), job.stage, f"seed-{job.seed}")))
+                record = Run(job.out.with_suffix(".run.jsonl"), name, tags, job.params, job.provenance(), job.key)
+                job.record = around.enter_context(record)
+        else:
+            nowhere = Path(around.enter_context(tempfile.TemporaryDirectory()))
+            for i, job in enumerate(jobs):
+                job.out, job.record = nowhere / f"{i}{job.out.suffix}", SimpleNamespace(log=lambda *_, **__: None)
+            log.disabled = True
+        parallel.wait()  # until the first process has the lock
         run(jobs)
-    if jobs[0].resume:
+    if jobs[0].resume and first:
         shutil.rmtree(jobs[0].resume, ignore_errors=True)
         with suppress(OSError):  # the state of another stage, or of other parameters, is there too
             jobs[0].resume.parent.rmdir()

@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 
 from fce.energy import EnergyModel
 from fce.flow.glow import Gaussian, Glow
-from fce.game import flow_value
+from fce.game import Minibatch, flow_value
 from fce.objective import Switch, accuracy, calibrate, value
 from fce.stack import Stack
 
@@ -228,7 +228,7 @@ def slopes(coupling, cut):
     """dV/d alpha along random directions, by autograd and by central differences."""
     flow, energy, x, eps = players(coupling)
     parameters = list(flow.learned.values())
-    gradients = torch.autograd.grad(flow_value(energy, Cut(flow, cut), x, eps)[0], parameters)
+    gradients = torch.autograd.grad(flow_value(energy, Minibatch.of(Cut(flow, cut), x, eps))[0], parameters)
     pairs, step = [], 1e-6
     for _ in range(4):
         direction = [torch.randn_like(parameter) for parameter in parameters]
@@ -238,7 +238,7 @@ def slopes(coupling, cut):
             for move in (step, -2 * step):
                 for parameter, d in zip(parameters, direction, strict=True):
                     parameter.add_(move * d)
-                values.append(flow_value(energy, flow, x, eps)[0])
+                values.append(flow_value(energy, Minibatch.of(flow, x, eps))[0])
             for parameter, d in zip(parameters, direction, strict=True):
                 parameter.add_(step * d)
         pairs.append((along.item(), ((values[0] - values[1]) / (2 * step)).item()))

@@ -131,13 +131,13 @@ def test_finite_samples_stand_in_for_the_others_of_their_run_and_these_are_count
     x, log_q = torch.arange(12.0).view(2, 3, 2), torch.zeros(2, 3)
     x[0, 0, 1], log_q[0, 1] = torch.nan, torch.inf
     game = SimpleNamespace(dropped=torch.zeros(2, dtype=torch.long))
-    with pytest.raises(Stopped, match="not finite"):
-        Game.choose_finite(game, x, log_q)
-    log_q[0, 1] = 0.0
     which = Game.choose_finite(game, x, log_q)
-    assert which.tolist() == [[1, 2, 1], [0, 1, 2]]
-    assert torch.equal(take(x, which)[0], x[0, [1, 2, 1]]) and torch.equal(take(x, which)[1], x[1])
-    assert game.dropped.tolist() == [3, 0]
+    assert which.tolist() == [[2, 2, 2], [0, 1, 2]]
+    assert torch.equal(take(x, which)[0], x[0, [2, 2, 2]]) and torch.equal(take(x, which)[1], x[1])
+    assert game.dropped.tolist() == [2, 0] and game.lost.tolist() == pytest.approx([2 / 3, 0])
+    game.last = {"not_finite": game.lost.tolist(), "value": [0.0, 0.0]}
+    with pytest.raises(Stopped, match="not finite"):
+        Game.require_finite(game)
 
 
 def test_the_flow_descends_v_and_by_its_weight_the_negative_log_likelihood(ring):
@@ -145,8 +145,8 @@ def test_the_flow_descends_v_and_by_its_weight_the_negative_log_likelihood(ring)
     inputs = {"data": ring / "data.npz"}
     jobs = [Job("joint", content, ring / f"{seed}.pt", inputs, seed, "cpu", {}, "") for seed in (0, 1)]
     game = Game(jobs)
-    x, eps = game.points(), game.eps(50)
-    game.points, game.eps = lambda: x, lambda n: eps
+    x, eps = game.points(), game.eps()
+    game.points, game.eps = lambda: x, lambda: eps
     gradients = {}
     for weights in ((1.0, 0.0), (1.0, 2.0), (0.0, 2.0)):
         chosen = dict(zip(("value_weight", "mle_weight"), weights, strict=True))

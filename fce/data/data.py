@@ -38,6 +38,10 @@ class Points:
         with np.load(path, allow_pickle=False) as file:
             self.arrays = {name: torch.from_numpy(file[name]) for name in file.files}
 
+    def generator(self, seed: int) -> torch.Generator:
+        """Chance for what is drawn for these data: it lives where it is drawn."""
+        return torch.Generator().manual_seed(seed)
+
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
         """n training points [n, 2]."""
         return self.density.sample(n, generator).to(self.device)
@@ -73,23 +77,27 @@ class Images:
         self.shape = tuple(self.images["train"].shape[1:])
         self.order, self.at = torch.empty(0, dtype=torch.long), 0
 
+    def generator(self, seed: int) -> torch.Generator:
+        """Chance for what is drawn for these data: it lives where it is drawn."""
+        return torch.Generator(self.device).manual_seed(seed)
+
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
         """n training images [n, C, H, W] in model coordinates; every image once per pass."""
         total = len(self.images["train"])
         if n > total:
             raise UserError(f"batch: {n}, but there are only {total} training images")
         if self.at + n > len(self.order):
-            self.order, self.at = torch.randperm(total, generator=generator), 0
+            self.order, self.at = torch.randperm(total, generator=generator, device=self.device), 0
         index = self.order[self.at : self.at + n]
         self.at += n
-        return images.dequantize(self.images["train"][index.to(self.device)], self.levels)
+        return images.dequantize(self.images["train"][index], self.levels)
 
     def state_dict(self) -> dict[str, Any]:
         """The pass through the training images: their order, and how many are done."""
         return {"order": self.order, "at": self.at}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.order, self.at = state["order"], state["at"]
+        self.order, self.at = state["order"].to(self.device), state["at"]
 
     def part(self, name: str, generator: torch.Generator) -> Tensor:
         """All images of `validation` or `test`, dequantised."""

@@ -79,7 +79,8 @@ class ConvNet(torch.autograd.Function):
         ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, keep: bool
     ) -> Tensor:
         near, (w2, b2) = gather(x), (middle(w2), middle(b2))
-        kept, outs = [], []
+        kept: list[Tensor] = []
+        outs = []
         for part in blocks(near, len(w1)):
             first = middle(torch.addmm(b1, near[part], w1.T).relu_())
             second = torch.addmm(b2, first, w2.T).relu_()

@@ -129,6 +129,7 @@ class Glow(Sampler):
             if level < len(self.levels) - 1:
                 z = z[..., : z.shape[-1] // 2]
         self.initialized.fill_(True)
+        self.ready = True
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(eps [B, D], log q(x) [B]); with gradients through both."""

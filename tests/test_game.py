@@ -1,0 +1,102 @@
+"""One iteration of the game: six passes of the flow where twelve would do, and the same gradients."""
+
+import json
+
+import pytest
+import torch
+from tiny import write_slices
+
+from fce import stack
+from fce.data import data
+from fce.flow.coupling import net_precision
+from fce.game import AHEAD, Game, Minibatch, flow_value
+from fce.stage import Job, main
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    home = write_slices(tmp_path_factory.mktemp("game"), {}) / "digits"
+    assert main(data.__doc__, data.run, seeded=False,
+                argv=["--params", f"{home}/params/data.json", "--out", f"{home}/data.npz"]) == 0
+    return home
+
+
+def make_game(home, compiled=False, **changes):
+    """A game from a random flow, after its start and one update of the flow."""
+    content = json.loads((home / "params/joint/joint.json").read_text())
+    content["joint"] |= {"start": "random", "warm_start": 2, "batch": 16, **changes}
+    job = Job("joint", content, home / "joint.pt", {"data": home / "data.npz"}, 0, "cpu", {}, "", compiled=compiled)
+    game = Game([job])
+    game.start()
+    game.update_flow()
+    return game
+
+
+def passes(game, monkeypatch):
+    """The names of the flow's methods, as they are called."""
+    called = []
+    for method in ("decode", "encode"):
+        function = getattr(game.noise.first, method)
+        monkeypatch.setattr(game.noise.first, method,
+                            lambda *x, name=method, function=function: called.append(name) or function(*x))
+    return called
+
+
+def test_an_iteration_passes_the_flow_once_in_each_direction_and_its_gradients_are_the_naive_ones(digits, monkeypatch):
+    game = make_game(digits, flow_lr=0.0)
+    called = passes(game, monkeypatch)
+    game.update_ebm()
+    batch = game.kept
+    game.update_flow()
+    assert sorted(called) == ["decode", "encode"] and game.kept is None
+    kept = [parameter.grad.clone() for parameter in game.noise.learned.values()]
+    fresh = Minibatch.of(game.noise, batch.x, batch.eps)  # drawn again and encoded again, as the naive form does
+    x_gen = fresh.x_gen
+    naive = fresh._replace(log_q_gen=game.noise.log_prob(x_gen))
+    game.noise.backward(flow_value(game.energy, naive)[0])
+    for a, parameter in zip(kept, game.noise.learned.values(), strict=True):
+        assert torch.allclose(a, parameter.grad, rtol=1e-3, atol=1e-3 * a.abs().max().item())
+
+
+def test_by_the_ratio_rule_only_the_last_minibatch_of_a_round_is_drawn_alone(digits, monkeypatch):
+    game = make_game(digits, rule="ratio", ebm_per_round=4, flow_per_round=1)
+    called = passes(game, monkeypatch)
+    for kept in (False, False, False, True):
+        game.update_ebm()
+        assert (game.kept is not None) == kept
+    assert called == ["decode", "encode"] * 2  # three minibatches at once, and one
+    game.update_flow()
+    assert len(called) == 4
+
+
+def test_while_the_flow_stands_still_many_minibatches_are_drawn_at_once(digits, monkeypatch):
+    game = make_game(digits)
+    game.noise.learned, game.flow_updates, game.ahead = {}, 0, AHEAD
+    called = passes(game, monkeypatch)
+    for _ in range(AHEAD):
+        game.update_ebm()
+    assert called == ["decode", "encode"] and game.kept is None
+
+
+def test_a_compiled_game_is_the_plain_one(digits, monkeypatch):
+    """With torch's tracing alone, which needs no C compiler: what a GPU's compiler gets has the same gradients."""
+    traced = []
+
+    def trace(call, **how):
+        traced.append(call)
+        return real(call, backend="aot_eager", dynamic=how["dynamic"])
+
+    real = torch.compile
+    monkeypatch.setattr(stack.torch, "compile", trace)
+    values = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        game = make_game(digits, compiled)
+        with net_precision("bf16"):
+            game.update_ebm()
+            game.update_flow()
+        values.append([game.last, game.energy.state_dict(), game.noise.state_dict()])
+    assert len(traced) == 3  # the flow's two directions, and the EBM
+    assert values[0][0]["value"] == pytest.approx(values[1][0]["value"], rel=1e-3)
+    for one, other in zip(values[0][1:], values[1][1:], strict=True):
+        assert all(torch.allclose(one[name].float(), other[name].float(), atol=1e-3) for name in one)

@@ -1,0 +1,94 @@
+"""Two processes that share a run end where one alone does, in every parameter, and leave the same files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import ROOT, environment, write_slices
+
+from fce.state import load
+
+TWENTY = {  # updates of either stage, in both turn rules; every minibatch has 16 images, 8 for each process
+    "digits": {
+        "pretrain": {"steps": 20, "validate_every": 10, "batch": 16},
+        "joint": {"ebm_updates": 20, "warm_start": 20, "log_every": 5, "batch": 16, "flow_lr": 1e-3, "flow_warmup": 0},
+        "arms": {
+            "joint": {"rule": "accuracy", "ebm_per_round": 2, "flow_per_round": 2},
+            "residual": {"rule": "ratio", "ebm_per_round": 3, "flow_per_round": 2, "noise_ratio": 2},
+        },
+    }
+}
+STAGE = """
+import runpy, sys, torch
+torch.set_default_dtype(torch.float64)
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def run(folder: Path, processes: int, module: str, *flags: str, code: int = 0) -> str:
+    """Run a stage in double precision; returns what it says."""
+    shared = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--no-python",
+              sys.executable]
+    command = [sys.executable, *(shared if processes > 1 else []), "-c", STAGE, module, "--device", "cpu", "--threads",
+               "1", *flags]
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300,
+                          env=environment(PYTHONPATH=path, OMP_NUM_THREADS="1"))
+    assert (done.returncode != 0) == (code != 0), done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """build/quick/digits with its data."""
+    folder = tmp_path_factory.mktemp("parallel")
+    home = write_slices(folder, TWENTY) / "digits"
+    run(folder, 1, "fce.data.data", "--params", f"{home}/params/data.json", "--out", f"{home}/data.npz")
+    return home
+
+
+def both(home: Path, out: str, processes: int, start: Path | None = None) -> Path:
+    """Pretrain, and both arms, from that flow or from `start`'s."""
+    place, data = home / out / "build/quick/digits/seed-0", ["--data", f"{home}/data.npz", "--seed", "0"]
+    if start is None:
+        run(home, processes, "fce.pretrain", "--params", f"{home}/params/pretrain.json", *data,
+            "--out", f"{place}/pretrain.pt")
+    run(home, processes, "fce.joint", "--params", f"{home}/params/joint/{{arm}}.json", *data, "--arm", "joint",
+        "residual", "--flow", f"{start or place}/pretrain.pt", "--out", f"{place}/{{arm}}/joint.pt")
+    return place
+
+
+def same(first: Path, second: Path, players: tuple[str, ...]) -> float:
+    """The largest difference of two checkpoints' parameters."""
+    one, other = load(first), load(second)
+    pairs = [(one[player][name], other[player][name]) for player in players for name in one[player]]
+    assert len(pairs) > 20 and all(a.dtype in (torch.float64, torch.bool) for a, _ in pairs)
+    return max((a.double() - b.double()).abs().max().item() for a, b in pairs)
+
+
+def test_two_processes_end_where_one_does(home):
+    alone, shared = both(home, "alone", 1), both(home, "shared", 2)
+    assert same(alone / "pretrain.pt", shared / "pretrain.pt", ("flow",)) < 1e-8
+    for arm in ("joint", "residual"):
+        one, other = alone / arm / "joint.pt", shared / arm / "joint.pt"
+        assert load(one)["updates"] == load(other)["updates"] and load(one)["updates"]["flow"] >= 8
+        assert same(one, other, ("energy_raw", "flow_raw", "energy", "flow")) < 1e-8
+        assert same(one, alone / "pretrain.pt", ("flow",)) > 1e-4  # it has learned something
+    names = {file.relative_to(alone) for file in alone.rglob("*")}
+    assert names == {file.relative_to(shared) for file in shared.rglob("*")}  # and nobody's leftovers
+    again = both(home, "exchanged", 1, start=shared)  # checkpoints are interchangeable
+    assert same(again / "joint/joint.pt", alone / "joint/joint.pt", ("energy_raw", "flow_raw")) < 1e-7
+
+
+@pytest.mark.parametrize(("module", "flags", "said"), [
+    ("fce.pretrain", ["--params", "odd.json"], "pretrain.batch: 15 can't be shared equally by 2 processes"),
+    ("fce.dcgan", ["--params", "params/dcgan.json"], "not shared by several processes"),
+])
+def test_what_can_not_be_shared_is_refused(home, module, flags, said):
+    (home / "odd.json").write_text((home / "params/pretrain.json").read_text().replace('"batch": 16', '"batch": 15'))
+    found = run(home, 2, module, *flags, "--data", "data.npz", "--seed", "0", "--out", "refused.pt", code=2)
+    assert said in found and not (home / "refused.pt").exists()
