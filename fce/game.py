@@ -64,7 +64,7 @@ class Game:
         energies = []
         for job, data, generator in zip(jobs, self.data, self.generators, strict=True):
             torch.manual_seed(job.seed_for("torch"))
-            noises.append(make_noise(job, data, generator))
+            noises.append(make_noise(job, data, generator).requires_grad_(self.settings["noise"] == "flow"))
             base = load_flow(load(job.need("flow"))).to(job.device) if self.settings["energy"] == "residual" else None
             energies.append(make_energy(noises[-1].shape, job.params["energy"], base).to(job.device))
         self.shape, self.dims = noises[0].shape, noises[0].dims

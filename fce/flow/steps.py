@@ -1,7 +1,7 @@
 """The flow blocks of one level: actnorm, invertible 1x1 convolution, coupling.
 
 What their parameters alone decide is computed for all blocks of the level at once: actnorm and 1x1 convolution merged
-into one matrix and its inverse, and the coupling nets' layers. While the parameters stand still, it is kept.
+into one matrix and its inverse, and the coupling nets' layers. Of a frozen flow it is kept.
 """
 
 from collections.abc import Callable
@@ -84,10 +84,13 @@ class Steps(nn.ModuleList):
         return stacked([step.coupling.net for step in self])
 
     def keep(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` gives; kept while no parameter changes, if it is no part of a gradient's way."""
-        learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.own)
+        """What `make` gives; kept where all parameters are frozen, until one changes all the same.
+
+        Not while they learn: a stack changes its models' parameters behind their backs.
+        """
+        learns = any(parameter.requires_grad for parameter in self.own)
         elsewhere = self[0].norm.bias is not self.own[0]  # functional_call has put others in their place
-        if learning or elsewhere or torch.compiler.is_compiling():
+        if learns or elsewhere or torch.compiler.is_compiling():
             return make()
         key = [(parameter.data_ptr(), parameter._version) for parameter in self.own]
         if name not in self.kept or self.kept[name][0] != key:
