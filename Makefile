@@ -11,7 +11,7 @@ help:  ## list the verbs
 $(VENV)/installed: envs/requirements.lock envs/bootstrap.lock
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q --require-hashes -r envs/bootstrap.lock
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/uv pip sync -q --require-hashes envs/requirements.lock
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/uv pip sync -q --compile-bytecode --require-hashes envs/requirements.lock
 	@touch $@
 
 install: $(VENV)/installed  ## the locked environment, in .venv
@@ -31,7 +31,7 @@ lint: install  ## ruff and mypy
 	ruff check . && mypy fce eval reports benchmarks
 
 bench: install  ## our Glow against normflows and nflows; what stacking 2D runs gains
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --require-hashes -r envs/bench.lock
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --compile-bytecode --require-hashes -r envs/bench.lock
 	python -m benchmarks.stack --out benchmarks/results/stack.json
 	python -m benchmarks.glow --out benchmarks/results/glow.json
 	python -m benchmarks.plot benchmarks/results/glow.json

@@ -233,7 +233,7 @@ def test_either_engine_killed_in_mid_stage_goes_on_by_the_same_command(project: 
     words = command.format(out=out.relative_to(project)).split()
     how = {"cwd": project, "env": environment(FCE_SAVE_EVERY="0.1"), "text": True, "start_new_session": True}
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **how) as first:
-        while first.poll() is None and not list(home.glob("seed-0/.resume/*/training/*.pt")):
+        while first.poll() is None and not list(home.glob("seed-0/.resume/*/training*/*.pt")):
             time.sleep(0.01)
         os.killpg(first.pid, signal.SIGKILL)
     assert not out.exists()
