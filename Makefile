@@ -30,8 +30,9 @@ test: install  ## the tests
 lint: install  ## ruff and mypy
 	ruff check . && mypy fce eval reports benchmarks
 
-bench: install  ## our Glow against normflows and nflows; what stacking 2D runs gains
+bench: install  ## our Glow against normflows and nflows, and other speeds (half an hour): benchmarks/results
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --compile-bytecode --require-hashes -r envs/bench.lock
+	python -m benchmarks.joint --out benchmarks/results/joint.json
 	python -m benchmarks.stack --out benchmarks/results/stack.json
 	python -m benchmarks.glow --out benchmarks/results/glow.json
 	python -m benchmarks.plot benchmarks/results/glow.json

@@ -1,6 +1,7 @@
 # The DAG, and the only stage commands. `snakemake --cores 8` is the full profile, `snakemake --cores 2 quick` the
 # quick one. A job depends on files only: its input data, its slice of params.yaml and the code it computes with;
 # so `dvc repro`, which calls this file, and `snakemake` never disagree on what is stale.
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ PARAMS.write_slices(Path("build"))
 RUN = "build/{profile}/{experiment}/seed-{seed}/"
 SLICE = "build/{profile}/{experiment}/params/"
 GPU = int(shutil.which("nvidia-smi") is not None)  # a GPU is a resource only where there is one
+SHARED = int(os.environ.get("FCE_GPUS", "1"))  # how many GPUs one training of images takes
+TRAIN = "python -m" if SHARED == 1 else f"torchrun --standalone --nproc-per-node {SHARED} -m"
 
 
 wildcard_constraints:
@@ -144,7 +147,7 @@ rule pretrain:
     resources:
         gpu=gpu,
     shell:
-        "python -m fce.pretrain --params {input.params} --data {input.data} --seed {wildcards.seed}"
+        "{TRAIN} fce.pretrain --params {input.params} --data {input.data} --seed {wildcards.seed}"
         " --threads {threads} --out {output.model} > {log} 2>&1"
 
 
@@ -169,7 +172,7 @@ rule joint:
     params:
         flow=lambda wildcards, input: f"--flow {input.flow}" if input.flow else "",
     shell:
-        "python -m fce.joint --params {input.params} --data {input.data} {params.flow} --seed {wildcards.seed}"
+        "{TRAIN} fce.joint --params {input.params} --data {input.data} {params.flow} --seed {wildcards.seed}"
         " --threads {threads} --out {output.model} > {log} 2>&1"
 
 

@@ -88,13 +88,17 @@ def speed(models: dict[str, Any], x: Tensor, sizes: Sizes, rounds: int) -> dict[
 
 
 def memory(name: str, sizes: Sizes, batch: int, device: str) -> float:
-    """MiB that two training steps (the second has Adam's state) need above the model, at their peak.
-
-    On a CPU of the process's resident memory, so it has to be a process of its own.
-    """
+    """MiB that two training steps need above the model, at their peak; a function for a process of its own."""
     settle(0, 1)
     x = images(batch, sizes.side, device)
-    step = train_step(make_model(name, sizes, x), x)
+    return peak_mib(train_step(make_model(name, sizes, x), x), device)
+
+
+def peak_mib(step: Step, device: str) -> float:
+    """MiB that a step and another one, which has the optimiser's state, need above what there is, at their peak.
+
+    On a CPU of the process's resident memory.
+    """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.timing import clock, interleaved, ratio, write_results
 from fce.energy import make_energy
 from fce.flow.glow import make_glow
-from fce.game import Minibatch, flow_value
+from fce.minibatch import Minibatch, flow_value
 from fce.objective import value
 from fce.params import load
 from fce.stack import Stack

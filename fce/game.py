@@ -6,7 +6,7 @@ tensors have a leading dimension S, the runs; a single run is a stack of one.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from fce import parallel
 from fce.data.data import Images, Points, open_data
 from fce.energy import make_energy
 from fce.flow.glow import Gaussian, Glow
+from fce.minibatch import Drawn, Minibatch, flow_value, noise, take
 from fce.objective import accuracy, calibrate, value
 from fce.optim import lr_factor, make_optimizer, set_lr
 from fce.pretrain import initial_batch, load_flow, start_flow
@@ -29,28 +30,6 @@ FEW_FLY = 0.9  # of the samples must be decoded and encoded exactly
 MOMENTS = 20_000  # training images for the Gaussian noise's mean and covariance
 AHEAD = 16  # minibatches drawn in one pass while the flow stands still
 FACTS = ("ebm_updates", "flow_updates", "ebm_clipped", "flow_clipped", "dropped", "last", "stock", "ahead", "limit")
-
-Drawn = tuple[Tensor, Tensor, Tensor, Tensor]  # x [S, B, ...], log q(x) [S, B]; x~, log q(x~) of noise_ratio * B
-
-
-class Minibatch(NamedTuple):
-    """Data x [S, B, ...] and samples x~ = g(eps) with their log q, from which gradients find back into the flow."""
-
-    x: Tensor
-    eps: Tensor
-    log_q: Tensor
-    x_gen: Tensor
-    log_q_gen: Tensor
-
-    @classmethod
-    def of(cls, flow: Stack, x: Tensor, eps: Tensor) -> "Minibatch":
-        """One pass of the flow in each direction: log q(x~) comes with the sample."""
-        x_gen, log_q_gen = flow("decode", eps)
-        return cls(x, eps, flow.log_prob(x), x_gen, log_q_gen)
-
-    def detached(self) -> Drawn:
-        return self.x, self.log_q.detach(), self.x_gen.detach(), self.log_q_gen.detach()
-
 
 class Game:
     """The two players of each run, their optimisers, and one update of each."""
@@ -332,28 +311,6 @@ def make_noise(job: Job, data: Points | Images, generator: torch.Generator) -> G
     if settings["start"] == "random":
         return start_flow(data, job.params["flow"], generator, job.device)
     return load_flow(load(job.need("flow"))).to(job.device)
-
-
-def flow_value(energy: Stack, batch: Minibatch, noise_ratio: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """V (eq. 4) [S] with the gradients that the flow needs; log p - log q on data and on samples.
-
-    They pass through x~ = g(eps) into f, through log q(x~) and through log q(x); f(x) has none.
-    """
-    with torch.no_grad():
-        log_p = energy.log_prob(batch.x)
-    log_p_gen = energy.log_prob(batch.x_gen)
-    v = value(log_p, batch.log_q, log_p_gen, batch.log_q_gen, noise_ratio)
-    return v, log_p - batch.log_q, log_p_gen - batch.log_q_gen
-
-
-def noise(n: int, dims: int, generator: torch.Generator) -> Tensor:
-    """Standard normal noise [n, D], drawn where the generator lives."""
-    return torch.randn(n, dims, generator=generator, device=generator.device)
-
-
-def take(values: Tensor, which: Tensor) -> Tensor:
-    """values[s, which[s]] for each run s."""
-    return values[torch.arange(len(which), device=which.device)[:, None], which]
 
 
 def words(values: list[float]) -> str:

@@ -5,8 +5,9 @@ import torch
 from test_flow import FLOWS, Glow, make_flow, perturb, unfolded
 from torch.nn import functional as F
 
+from benchmarks.precision import imitated_tf32
 from fce.flow import coupling
-from fce.flow.coupling import CouplingNet, collect, gather, net_precision
+from fce.flow.coupling import CouplingNet, net_precision
 
 
 @pytest.mark.parametrize("block", [1, 10**9])
@@ -62,19 +63,6 @@ def test_a_flow_compiles_whole_and_computes_the_same(name, direction):
     assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*gradients, strict=True))
 
 
-def rounded_to_tf32(x):
-    """float32 with TF32's ten bits of mantissa, as tensor cores read it; rounded to the nearest."""
-    return ((x.view(torch.int32) + 2**12) & -(2**13)).view(torch.float32)
-
-
-def with_tf32(net, x, layers):
-    """CouplingNet.forward on tensor cores: both operands of every product are rounded."""
-    w1, b1, w2, b2, w3, b3 = layers
-    h = F.linear(rounded_to_tf32(gather(x)), rounded_to_tf32(w1), b1).relu()
-    h = F.linear(rounded_to_tf32(h), rounded_to_tf32(w2), b2).relu()
-    return collect(F.linear(rounded_to_tf32(h), rounded_to_tf32(w3)), x.shape) + b3
-
-
 def trained(steps=150):
     """A small image flow after some steps on smooth images: at its start nothing passes through its last layers."""
     torch.manual_seed(0)
@@ -94,7 +82,7 @@ def trained(steps=150):
     return flow, smooth(256)
 
 
-def test_reduced_precision_inside_the_nets_costs_the_log_density_little(monkeypatch):
+def test_reduced_precision_inside_the_nets_costs_the_log_density_little():
     """Std of the error of log q, at 768 dimensions; the targets, 0.1 and 0.5 nats, are for 3,072: twice as large."""
     flow, x = trained()
     with torch.no_grad():
@@ -102,8 +90,8 @@ def test_reduced_precision_inside_the_nets_costs_the_log_density_little(monkeypa
         with net_precision("bf16"):
             bf16 = flow.log_prob(x) - exact
         assert torch.equal(flow.log_prob(x), exact)  # outside the block all is float32
-        monkeypatch.setattr(CouplingNet, "forward", with_tf32)
-        tf32 = flow.log_prob(x) - exact
+        with imitated_tf32():
+            tf32 = flow.log_prob(x) - exact
     print(f"std of the error of log q in nats: tf32 {tf32.std():.3f}, bf16 {bf16.std():.3f}")
     assert 0 < tf32.std() <= 0.05 and 0 < bf16.std() <= 0.25
 

@@ -9,7 +9,8 @@ from tiny import write_slices
 from fce import stack
 from fce.data import data
 from fce.flow.coupling import net_precision
-from fce.game import AHEAD, Game, Minibatch, flow_value
+from fce.game import AHEAD, Game
+from fce.minibatch import Minibatch, flow_value
 from fce.stage import Job, main
 
 

@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 
 from fce.energy import EnergyModel
 from fce.flow.glow import Gaussian, Glow
-from fce.game import Minibatch, flow_value
+from fce.minibatch import Minibatch, flow_value
 from fce.objective import Switch, accuracy, calibrate, value
 from fce.stack import Stack
 

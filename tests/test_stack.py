@@ -10,7 +10,8 @@ from fce import joint, pretrain
 from fce.data import data
 from fce.energy import make_energy
 from fce.flow.glow import Gaussian, make_glow
-from fce.game import Game, take
+from fce.game import Game
+from fce.minibatch import take
 from fce.optim import make_optimizer
 from fce.params import load
 from fce.stack import LARGE, Stack

@@ -1,0 +1,66 @@
+"""What reduced precision inside the coupling nets does to log q: measured on a Glow that has learned something.
+
+A log-ratio log p - log q is what either player of the game sees, so an error of log q counts in nats.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.models import OURS, Sizes, images, make_model
+from fce.flow.coupling import CouplingNet, Layers, collect, gather, net_precision
+from fce.optim import make_optimizer
+
+
+def rounded_to_tf32(x: Tensor) -> Tensor:
+    """float32 with TF32's ten bits of mantissa, to the nearest, as tensor cores read it."""
+    return ((x.contiguous().view(torch.int32) + 2**12) & -(2**13)).view(torch.float32)
+
+
+@contextmanager
+def imitated_tf32() -> Iterator[None]:
+    """Inside the block coupling nets round both operands of each product, as hardware with TF32 does."""
+
+    def forward(net: CouplingNet, x: Tensor, layers: Layers) -> Tensor:
+        w1, b1, w2, b2, w3, b3 = layers
+        h = F.linear(rounded_to_tf32(gather(x)), rounded_to_tf32(w1), b1).relu()
+        h = F.linear(rounded_to_tf32(h), rounded_to_tf32(w2), b2).relu()
+        return collect(F.linear(rounded_to_tf32(h), rounded_to_tf32(w3)), x.shape) + b3
+
+    plain, CouplingNet.forward = CouplingNet.forward, forward  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        CouplingNet.forward = plain  # type: ignore[method-assign]
+
+
+@torch.no_grad()
+def log_q(flow: Any, x: Tensor) -> Tensor:
+    return torch.cat([flow.log_prob(part) for part in x.split(16)]).double()
+
+
+def errors(sizes: Sizes, steps: int, batch: int, device: str) -> dict[str, Any]:
+    """Mean, standard deviation and maximum over images of the error of log q in nats, after `steps` training steps."""
+    flow = make_model(OURS, sizes, images(256, sizes.side, device))
+    optimizer = make_optimizer("adam", flow.parameters(), 3e-4)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (-flow.log_prob(images(batch, sizes.side, device)).mean()).backward()
+        optimizer.step()
+    x = images(64, sizes.side, device)
+    exact, off = log_q(flow, x), {}
+    imitated = device != "cuda"
+    with imitated_tf32() if imitated else net_precision("tf32"):
+        off["tf32"] = log_q(flow, x) - exact
+    with net_precision("bf16"):
+        off["bf16"] = log_q(flow, x) - exact
+    found: dict[str, Any] = {
+        name: {"mean": each.mean().item(), "std": each.std().item(), "max": each.abs().max().item()}
+        for name, each in off.items()
+    }
+    print(f"error of log q in nats, {flow.dims} dimensions, after {steps} training steps: {found}", flush=True)
+    return found | {"dims": flow.dims, "training_steps": steps, "tf32_imitated": imitated}
