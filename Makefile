@@ -36,6 +36,7 @@ bench: install  ## our Glow against normflows and nflows, and other speeds (half
 	python -m benchmarks.stack --out benchmarks/results/stack.json
 	python -m benchmarks.glow --out benchmarks/results/glow.json
 	python -m benchmarks.plot benchmarks/results/glow.json
+	python -m benchmarks.pipeline --cores $(CORES) --out benchmarks/results/pipeline.json
 
 ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
 ui: install  ## send what MLflow does not have yet; then its UI, on loopback unless HOST=... says otherwise

@@ -63,13 +63,13 @@ def run(job: Job) -> None:
     total = settings["epochs"] * per_epoch
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     for step, progress in steps(total, settings["batch"]):
-        index = torch.randint(len(x), (settings["batch"],))
+        index = torch.randint(len(x), (settings["batch"],), device=job.device)
         loss = F.cross_entropy(model(x[index]), y[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         decay.step()
-        progress(step, loss=loss.item())
+        progress(step, loss=loss.detach())
     if not loss.isfinite():
         raise Stopped(f"classifier: the loss ended at {loss.item()}; lower classifier.lr")
     right = {part: correct(model, data, part) for part in ("validation", "test")}

@@ -2,7 +2,7 @@
 
 With Inception's features (2015-12-05, the TTUR protocol) it is FID, with any others FD. From the same features: the
 kernel distance (KID or KD), precision and recall, the distance extrapolated to infinitely many samples, and the floors:
-what real images score. Features are made once per set of images and run, and not cached: that would save a GPU seconds.
+what real images score. The real images' features, the same for all arms and seeds, are kept beside the data.
 """
 
 import math
@@ -23,8 +23,9 @@ from eval.score import Model, Score, write_scores
 from fce.arrays import read_arrays
 from fce.data.images import to_tensor
 from fce.progress import Progress, log
-from fce.stage import Job, UserError, main
-from fce.state import load, sha256
+from fce.sources import fingerprint
+from fce.stage import Job, UserError, digest, main
+from fce.state import load, save, sha256
 
 LAYER = "2048"  # Inception's last pooling; torch-fidelity names a layer by its size
 Moments = dict[str, np.ndarray]  # mu [F], sigma [F, F]
@@ -88,9 +89,9 @@ def run(job: Job) -> None:
     look = (inception if through_inception else classifier)(job.inputs["features"], job.device)
     fewer = "set fid.features to classifier" if through_inception else "lower classifier.features"
     refuse_too_few(look.size, settings, len(samples), len(train), len(test), fewer)
-    found = extract(look, train, settings["batch"], job.device)
+    found, held = (kept(job, part, look, images) for part, images in (("train", train), ("test", test)))
     real = Reference(found, moments(found), look, np.random.default_rng(job.seed_for("subsets")), job.device)
-    drawn, held = (extract(look, images, settings["batch"], job.device) for images in (samples, test))
+    drawn = extract(look, samples, settings["batch"], job.device)
     model: Model = "generator" if job.tags.get("arm") == "dcgan" else "flow"
     scores = of_samples(drawn, real, settings, model, what) + to_test(drawn, held, real, model, what)
     if job.tags.get("arm") == "mle":  # once per seed, not once per arm
@@ -130,6 +131,22 @@ def refuse_too_few(size: int, settings: dict[str, Any], samples: int, train: int
     k, fewest = settings["neighbours"]["k"], min(samples, train, test)
     if k >= fewest:
         raise UserError(f"fid.neighbours.k: {k}, but one set of images has only {fewest}; lower it")
+
+
+def kept(job: Job, part: str, look: Extractor, images: np.ndarray) -> Tensor:
+    """Features [N, F] of the real images of a part: those kept from another run on the same files, or new ones.
+
+    They lie in `.features/` beside the data, which neither engine declares, named after all that they depend on.
+    """
+    code = [fingerprint("eval/fid.py"), torch.__version__, job.device]
+    key = digest([job.hashes["data"], job.hashes["features"], *code])
+    path = job.inputs["data"].parent / ".features" / f"{part}-{key}.pt"
+    if path.exists():
+        features: Tensor = load(path)["features"].double()
+        return features
+    features = extract(look, images, job.params["fid"]["batch"], job.device)
+    save(path, {"features": features.float()})  # as the network gives them
+    return features
 
 
 @torch.no_grad()

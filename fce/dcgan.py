@@ -58,7 +58,8 @@ class Generator(nn.Module):
 
     def noise(self, n: int, generator: torch.Generator | None) -> Tensor:
         """z [n, latent], uniform on (-1, 1)."""
-        z = 2 * torch.rand(n, self.latent, generator=generator) - 1
+        device = generator.device if generator else None
+        z = 2 * torch.rand(n, self.latent, generator=generator, device=device) - 1
         return z.to(next(self.parameters()).device)
 
     @torch.no_grad()
@@ -116,7 +117,7 @@ def run(job: Job) -> None:
     rates = settings[settings["rates"]]
     data = open_data(job.inputs["data"], {"source": "images"}, job.device)
     assert isinstance(data, Images)
-    random = torch.Generator().manual_seed(job.seed_for("batches"))
+    random = data.generator(job.seed_for("batches"))
     generator, discriminator = make_dcgan(data.shape, settings)
     generator.to(job.device)
     discriminator.to(job.device)

@@ -6,7 +6,7 @@ import math
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import glow, joint, models, plot, timing
+from benchmarks import glow, joint, models, pipeline, plot, timing
 
 TINY = models.Sizes(side=8, levels=1, steps=4, width=8)
 
@@ -92,3 +92,11 @@ def test_the_joint_benchmark(tmp_path, monkeypatch):
     content = json.loads(out.read_text())
     assert content["iteration"]["speedup"] > 0 and content["memory"]["peak_mib"] > 0
     assert content["precision"]["bf16"]["max"] > content["precision"]["tf32"]["max"] > 0
+
+
+def test_runs_side_by_side_in_one_process_compute_once():
+    def record(pid, start, end):
+        return [{"pid": pid, "time": start, "name": "a"}, {"time": end}]
+
+    found = pipeline.computing([record(1, 1000, 5000), record(1, 2000, 6000), record(2, 3000, 4000)])
+    assert sorted(found.values()) == [1.0, 5.0]

@@ -179,6 +179,18 @@ def test_every_score_says_what_it_is_and_none_is_called_fid(files) -> None:
         assert 0 < found[name]["value"] < 0.05 * frechet_of_noise(files), name
 
 
+def test_the_real_images_features_are_made_once_for_all_arms_and_anew_for_other_images(files, monkeypatch) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr(fid, "extract", lambda look, images, *how: looked.append(len(images)) or extract(
+        look, images, *how))
+    assert measured(files) == 0 and measured(files, "joint") == 0
+    assert looked == [600, 100, 1097, 1097]  # training, test, samples; samples
+    first = scores(files)
+    assert measured(files) == 0 and scores(files) == first and len(looked) == 5
+    write_files(files["data"].parent, real_digits()[1:601], real_digits()[601:701], real_digits()[701:])
+    assert measured(files) == 0 and looked[5:] == [600, 100, 1096]
+
+
 def test_the_secondary_distance_is_to_the_test_images(files) -> None:
     """By numpy and scipy, from the same features."""
     assert measured(files, "joint") == 0
