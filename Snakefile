@@ -19,6 +19,7 @@ RUN = "build/{profile}/{experiment}/seed-{seed}/"
 SLICE = "build/{profile}/{experiment}/params/"
 GPU = int(shutil.which("nvidia-smi") is not None)  # a GPU is a resource only where there is one
 SHARED = int(os.environ.get("FCE_GPUS", "1"))  # how many GPUs one training of images takes
+FIRST = 10  # what most others wait for; measures fill the gaps
 TRAIN = "python -m" if SHARED == 1 else f"torchrun --standalone --nproc-per-node {SHARED} -m"
 
 
@@ -143,6 +144,7 @@ rule pretrain:
         RUN + "pretrain.benchmark.tsv"
     wildcard_constraints:
         experiment=names("images"),
+    priority: FIRST
     threads: threads
     resources:
         gpu=gpu,
@@ -166,6 +168,7 @@ rule joint:
         RUN + "{arm}/joint.benchmark.tsv"
     wildcard_constraints:
         experiment=names("images"),
+    priority: FIRST
     threads: threads
     resources:
         gpu=gpu,
@@ -195,6 +198,7 @@ for profile, settings in PARAMS.profiles.items():
             TOY + "pretrain.log",
         benchmark:
             TOY + "pretrain.benchmark.tsv"
+        priority: FIRST
         wildcard_constraints:
             experiment=names("toy"),
         params:
@@ -220,6 +224,7 @@ for profile, settings in PARAMS.profiles.items():
                 TOY + "joint.log",
             benchmark:
                 TOY + "joint.benchmark.tsv"
+            priority: FIRST
             wildcard_constraints:
                 experiment=experiments,
             params:

@@ -179,8 +179,9 @@ def main(
                             help="seconds between two saved states, from which the same command goes on (default: "
                             "FCE_SAVE_EVERY, or 300); a signal to stop saves one too")
     if trains:
-        parser.add_argument("--compile", default="auto", choices=("auto", "yes", "no"), help="compile what trains, as "
-                            "CUDA graphs on a GPU (default: of images on a GPU)")
+        parser.add_argument("--compile", default=os.environ.get("FCE_COMPILE", "auto"), choices=("auto", "yes", "no"),
+                            help="compile what trains, as CUDA graphs on a GPU (default: FCE_COMPILE, or auto: of "
+                            "images on a GPU)")
     arguments = parser.parse_args(argv)
     command = shlex.join(["python", "-m", module, *(argv or sys.argv[1:])])
     open_door()

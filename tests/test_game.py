@@ -22,11 +22,11 @@ def digits(tmp_path_factory):
     return home
 
 
-def make_game(home, compiled=False, **changes):
+def make_game(home, compiled=False, device="cpu", **changes):
     """A game from a random flow, after its start and one update of the flow."""
     content = json.loads((home / "params/joint/joint.json").read_text())
     content["joint"] |= {"start": "random", "warm_start": 2, "batch": 16, **changes}
-    job = Job("joint", content, home / "joint.pt", {"data": home / "data.npz"}, 0, "cpu", {}, "", compiled=compiled)
+    job = Job("joint", content, home / "joint.pt", {"data": home / "data.npz"}, 0, device, {}, "", compiled=compiled)
     game = Game([job])
     game.start()
     game.update_flow()

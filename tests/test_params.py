@@ -176,8 +176,8 @@ def test_every_measure_knows_its_arms():
 
 
 def test_a_profiles_override_moves_no_other_profile(tmp_path):
-    params, changed = load_changed(tmp_path), load_changed(tmp_path, "steps: 1200", "steps: 1300")
-    assert changed.experiments["quick"]["ring"].pretrain.steps == 1300
+    params, changed = load_changed(tmp_path), load_changed(tmp_path, "{steps: 800}", "{steps: 900}")
+    assert changed.experiments["quick"]["ring"].pretrain.steps == 900
     assert changed.experiments["full"] == params.experiments["full"]
     assert changed.experiments["quick"]["digits"] == params.experiments["quick"]["digits"]
 
