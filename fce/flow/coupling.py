@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fce.flow.layers import LOG_SCALE, ActNorm, ZeroOutput, linear
 
 Layers = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # the three layers' weights and biases, in turn
+LARGE = 2**17  # numbers of one layer's weights, from which on to copy them takes longer than to call for each
 BLOCK = 2**18  # numbers of one layer's activations, for each core: with so few they stay in its cache
 Precision = Literal["fp32", "tf32", "bf16"]
 reduced: dict[str, torch.dtype] = {}  # {"dtype": what the middle layers multiply in}, empty for float32
@@ -87,28 +88,28 @@ class ConvNet(torch.autograd.Function):
             outs.append(second.to(x.dtype) @ w3.T)
             kept.extend((first, second) if keep else ())
         if keep:
-            ctx.save_for_backward(near, w1, w2, w3, *kept)
-            ctx.shape = x.shape
+            ctx.save_for_backward(x, w1, w2, w3, *kept)
         return collect(torch.cat(outs), x.shape)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        near, w1, w2, w3, *kept = ctx.saved_tensors
+        x, w1, w2, w3, *kept = ctx.saved_tensors
         g3, back1, back3 = gather(gradient), turned(w1, 1), turned(w3, 0)
         learned = ctx.needs_input_grad[1]  # of a frozen flow x alone needs a gradient
+        near = gather(x) if learned else x  # nine times x in size: made again, not kept
         sums: list[Tensor | None] = [None] * 5
         outs, at = [], 0
         for first, second in zip(kept[::2], kept[1::2], strict=True):
             part = slice(at, at := at + len(first))
-            g2 = torch.ops.aten.threshold_backward((g3[part] @ back3).to(second.dtype), second, 0)
-            g1 = torch.ops.aten.threshold_backward(g2 @ w2, first, 0).to(gradient.dtype)
+            g2 = through_relu((g3[part] @ back3).to(second.dtype), second)
+            g1 = through_relu(g2 @ w2, first).to(gradient.dtype)
             outs.append(g1 @ back1)
             if learned:
                 pairs = ((g1, near[part]), (g1, None), (g2, first), (g2, None), (g3[part], second.to(gradient.dtype)))
                 sums = [plus(total, *pair, gradient.dtype) for total, pair in zip(sums, pairs, strict=True)]
         if sums[4] is not None:
             sums[4] = turned(sums[4], 0)
-        return collect(torch.cat(outs), ctx.shape), *sums, None
+        return collect(torch.cat(outs), x.shape), *sums, None
 
 
 def blocks(rows: Tensor, width: int) -> list[slice]:
@@ -117,6 +118,11 @@ def blocks(rows: Tensor, width: int) -> list[slice]:
         return [slice(0, len(rows))]
     size = max(64, BLOCK * torch.get_num_threads() // width)
     return [slice(start, start + size) for start in range(0, len(rows), size)]
+
+
+def through_relu(gradient: Tensor, result: Tensor) -> Tensor:
+    """ReLU's gradient, in place."""
+    return torch.ops.aten.threshold_backward.grad_input(gradient, result, 0, grad_input=gradient)
 
 
 def plus(total: Tensor | None, g: Tensor, h: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -156,6 +162,12 @@ class CouplingNet(nn.Module):
             return ConvNet.apply(x, w1, b1, w2, b2, w3, keep) + b3
         # in place: half the memory traffic, and ReLU's gradient needs the result only
         return F.linear(F.linear(F.linear(x, w1, b1).relu_(), w2, b2).relu_(), w3, b3)
+
+
+def layers_of(nets: list[CouplingNet]) -> list[Layers]:
+    """The layers of several nets: all at once where calls cost more than to copy the weights once more."""
+    together = nets[0].weights[1].numel() < LARGE
+    return stacked(nets) if together else [stacked([net])[0] for net in nets]
 
 
 def stacked(nets: list[CouplingNet]) -> list[Layers]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fce.flow.coupling import Coupling, stacked
+from fce.flow.coupling import Coupling, layers_of
 from fce.flow.layers import LOG_SCALE, ActNorm, InvertibleLinear, lu_inverses, lu_weights, pixels, sum_features
 
 
@@ -81,7 +81,7 @@ class Steps(nn.ModuleList):
         return biases.double(), LOG_SCALE * logs.double(), (LOG_SCALE * logs + traces).sum()
 
     def nets(self) -> list[Any]:
-        return stacked([step.coupling.net for step in self])
+        return layers_of([step.coupling.net for step in self])
 
     def keep(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gives; kept where all parameters are frozen, until one changes all the same.
