@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,17 +30,23 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
-def run(folder: Path, processes: int, module: str, *flags: str, code: int = 0) -> str:
-    """Run a stage in double precision; returns what it says."""
+def start(folder: Path, processes: int, module: str, *flags: str) -> subprocess.Popen[str]:
+    """A stage in double precision."""
     shared = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--no-python",
               sys.executable]
     command = [sys.executable, *(shared if processes > 1 else []), "-c", STAGE, module, "--device", "cpu", "--threads",
                "1", *flags]
     path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300,
-                          env=environment(PYTHONPATH=path, OMP_NUM_THREADS="1"))
-    assert (done.returncode != 0) == (code != 0), done.stderr
-    return done.stderr
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                            env=environment(PYTHONPATH=path, OMP_NUM_THREADS="1"))
+
+
+def run(folder: Path, processes: int, module: str, *flags: str, fails: bool = False) -> str:
+    """Run a stage to its end; returns what it says."""
+    process = start(folder, processes, module, *flags)
+    said = process.communicate(timeout=300)[1]
+    assert (process.returncode != 0) == fails, said
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +91,28 @@ def test_two_processes_end_where_one_does(home):
     assert same(again / "joint/joint.pt", alone / "joint/joint.pt", ("energy_raw", "flow_raw")) < 1e-7
 
 
+def test_a_shared_run_that_is_asked_to_stop_goes_on(home):
+    place = home / "stopped/build/quick/digits/seed-0"
+    flags = ["--params", f"{home}/params/pretrain.json", "--data", f"{home}/data.npz", "--seed", "0",
+             "--save-every", "0", "--out", f"{place}/pretrain.pt"]
+    process = start(home, 2, "fce.pretrain", *flags)
+    while process.poll() is None and not list(place.glob(".resume/*/*/*.pt")):
+        time.sleep(0.01)
+    process.terminate()
+    process.communicate(timeout=100)
+    assert not (place / "pretrain.pt").exists()
+    assert "going on from the state" in run(home, 2, "fce.pretrain", *flags)
+    alone = home / "alone/build/quick/digits/seed-0/pretrain.pt"
+    if not alone.exists():
+        run(home, 1, "fce.pretrain", *flags[:-1], str(alone))
+    assert same(alone, place / "pretrain.pt", ("flow",)) < 1e-8 and not (place / ".resume").exists()
+
+
 @pytest.mark.parametrize(("module", "flags", "said"), [
     ("fce.pretrain", ["--params", "odd.json"], "pretrain.batch: 15 can't be shared equally by 2 processes"),
     ("fce.dcgan", ["--params", "params/dcgan.json"], "not shared by several processes"),
 ])
 def test_what_can_not_be_shared_is_refused(home, module, flags, said):
     (home / "odd.json").write_text((home / "params/pretrain.json").read_text().replace('"batch": 16', '"batch": 15'))
-    found = run(home, 2, module, *flags, "--data", "data.npz", "--seed", "0", "--out", "refused.pt", code=2)
+    found = run(home, 2, module, *flags, "--data", "data.npz", "--seed", "0", "--out", "refused.pt", fails=True)
     assert said in found and not (home / "refused.pt").exists()
