@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ def computing(records: Iterable[list[dict[str, Any]]]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__)
     parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--clone", help="an empty folder for the run, which then stays (default: a temporary one)")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() if given.clone is None else nullcontext(given.clone) as folder:
         subprocess.run(["git", "clone", "-q", str(ROOT), folder], check=True)
         started = time.perf_counter()
         subprocess.run(["snakemake", "--cores", str(given.cores), "quick"], cwd=folder, check=True)
