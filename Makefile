@@ -33,6 +33,7 @@ lint: install  ## ruff and mypy
 bench: install  ## our Glow against normflows and nflows, and other speeds (half an hour): benchmarks/results
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --compile-bytecode --require-hashes -r envs/bench.lock
 	python -m benchmarks.joint --out benchmarks/results/joint.json
+	python -m benchmarks.precision --out benchmarks/results/precision.json
 	python -m benchmarks.stack --out benchmarks/results/stack.json
 	python -m benchmarks.glow --out benchmarks/results/glow.json
 	python -m benchmarks.plot benchmarks/results/glow.json

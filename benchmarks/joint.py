@@ -1,9 +1,8 @@
 """Benchmark: one iteration of the game, an update of each player on one minibatch, against its naive form.
 
 The naive form draws and encodes for each player anew: 12 passes of the flow (a backward pass counts as two) where
-fce/game.py takes 6, from the same minibatch, with the same gradients (tests/test_game.py). Then come the peak memory of
-such an iteration at CIFAR-10's size, and what reduced precision inside the coupling nets does to log q after training.
-`python -m benchmarks.joint --out benchmarks/results/joint.json`.
+fce/game.py takes 6, from the same minibatch, with the same gradients (tests/test_game.py). Then comes the peak memory
+of such an iteration at CIFAR-10's size. `python -m benchmarks.joint --out benchmarks/results/joint.json`.
 """
 
 import argparse
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from benchmarks.glow import in_own_process, peak_mib
 from benchmarks.models import OURS, ROOT, Sizes, images, make_model
-from benchmarks.precision import errors
 from benchmarks.timing import Step, clock, interleaved, ratio, write_results
 from fce.energy import make_energy
 from fce.minibatch import Minibatch, flow_value
@@ -95,7 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, help="for the speed; default: 16 on a CPU, 64 on a GPU")
     parser.add_argument("--deep", type=int, default=32, help="steps of the flow for the memory: CIFAR-10's in Table 3")
     parser.add_argument("--large", type=int, default=64, help="batch for the memory: the paper's")
-    parser.add_argument("--training", type=int, default=150, help="training steps before log q's error is measured")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU, for the speed")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -107,8 +104,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     x = images(batch, sizes.side, device)
     content = {"sizes": asdict(sizes), "batch": batch, "rounds": given.rounds, "clock": clock(device)[0],
                "iteration": speed(sizes, x, given.rounds)}
-    settle(0, 0)
-    content["precision"] = errors(sizes, given.training, batch, device)
     peak = in_own_process(memory, replace(sizes, steps=given.deep), given.large, device)
     content["memory"] = {"steps": given.deep, "batch": given.large, "peak_mib": peak}
     print(f"peak memory of a joint iteration, K={given.deep}, batch {given.large}: {peak:.0f} MiB above the models")

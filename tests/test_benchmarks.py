@@ -6,7 +6,7 @@ import math
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import glow, joint, models, pipeline, plot, timing
+from benchmarks import glow, joint, models, pipeline, plot, precision, timing
 
 TINY = models.Sizes(side=8, levels=1, steps=4, width=8)
 
@@ -87,11 +87,17 @@ def test_the_whole_benchmark(tmp_path, monkeypatch):
 def test_the_joint_benchmark(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "LEAST", 0.0)
     out = tmp_path / "joint.json"
-    joint.main(["--steps=2", "--deep=2", "--width=8", "--side=8", "--batch=4", "--large=4", "--training=3",
+    joint.main(["--steps=2", "--deep=2", "--width=8", "--side=8", "--batch=4", "--large=4",
                 "--rounds=2", f"--out={out}", "--device=cpu"])
     content = json.loads(out.read_text())
     assert content["iteration"]["speedup"] > 0 and content["memory"]["peak_mib"] > 0
-    assert content["precision"]["bf16"]["max"] > content["precision"]["tf32"]["max"] > 0
+
+
+def test_the_precision_benchmark(tmp_path):
+    out = tmp_path / "precision.json"
+    precision.main(["--steps=2", "--width=8", "--side=8", "--batch=4", "--training=9", f"--out={out}", "--device=cpu"])
+    content = json.loads(out.read_text())
+    assert content["bf16"]["max"] > content["tf32"]["max"] > 0
 
 
 def test_runs_side_by_side_in_one_process_compute_once():
