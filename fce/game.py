@@ -49,6 +49,8 @@ class Game:
         self.shape, self.dims = noises[0].shape, noises[0].dims
         self.noise, self.energy = (Stack(models, jobs[0].compiled) for models in (noises, energies))
         self.learns = self.settings["noise"] == "flow"
+        # a Gaussian is itself a product of matrices, and no coupling net
+        self.precision = "fp32" if self.settings["noise"] == "gaussian" else self.settings["precision"]
         weights = [p for name, p in self.energy.learned.items() if name != "c"]
         groups = [{"params": weights}, {"params": [self.energy.learned["c"]]}]
         self.ebm_lrs = [self.settings["ebm_lr"], self.settings["c_lr"]]

@@ -60,7 +60,7 @@ def train(jobs: list[Job]) -> None:
     name = f"{first.tags.get('arm', first.out.parent.name)}-{first.seed}"
     keeper = first.keeper(name, averages=averages, **game.parts())
     facts = keeper.load()
-    with net_precision(settings["precision"]):
+    with net_precision(game.precision):
         if facts:
             game.go_on(facts["game"])
             vars(switch).update(facts["switch"])
@@ -77,7 +77,7 @@ def train(jobs: list[Job]) -> None:
 
     try:
         while game.ebm_updates < settings["ebm_updates"]:
-            with net_precision(settings["precision"]):
+            with net_precision(game.precision):
                 right = game.update_ebm() if turn == "ebm" else game.update_flow()
             averages[turn == "flow"].update()
             last = {name: sum(values) / len(values) for name, values in game.last.items()}
