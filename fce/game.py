@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from fce import parallel
 from fce.data.data import Images, Points, open_data
 from fce.energy import make_energy
+from fce.flow.coupling import Precision
 from fce.flow.glow import Gaussian, Glow
 from fce.minibatch import Drawn, Minibatch, flow_value, noise, take
 from fce.objective import accuracy, calibrate, value
@@ -50,7 +51,7 @@ class Game:
         self.noise, self.energy = (Stack(models, jobs[0].compiled) for models in (noises, energies))
         self.learns = self.settings["noise"] == "flow"
         # a Gaussian is itself a product of matrices, and no coupling net
-        self.precision = "fp32" if self.settings["noise"] == "gaussian" else self.settings["precision"]
+        self.precision: Precision = "fp32" if self.settings["noise"] == "gaussian" else self.settings["precision"]
         weights = [p for name, p in self.energy.learned.items() if name != "c"]
         groups = [{"params": weights}, {"params": [self.energy.learned["c"]]}]
         self.ebm_lrs = [self.settings["ebm_lr"], self.settings["c_lr"]]
