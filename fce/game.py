@@ -32,6 +32,7 @@ MOMENTS = 20_000  # training images for the Gaussian noise's mean and covariance
 AHEAD = 16  # minibatches drawn in one pass while the flow stands still
 FACTS = ("ebm_updates", "flow_updates", "ebm_clipped", "flow_clipped", "dropped", "last", "stock", "ahead", "limit")
 
+
 class Game:
     """The two players of each run, their optimisers, and one update of each."""
 
@@ -77,7 +78,9 @@ class Game:
     def facts(self) -> dict[str, Any]:
         """What else a game goes on from."""
         kept = (self.kept.x, self.kept.eps) if self.kept else None
-        return {"kept": kept, **{name: getattr(self, name) for name in FACTS}}
+        facts = {"kept": kept, **{name: getattr(self, name) for name in FACTS}}
+        # of several processes each holds its own share of a minibatch, and one saves: they will draw others
+        return facts | ({"kept": None, "stock": []} if parallel.size() > 1 else {})
 
     def go_on(self, facts: dict[str, Any]) -> None:
         """Take up the facts of an earlier process."""
@@ -122,7 +125,7 @@ class Game:
     def choose_finite(self, x: Tensor, log_q: Tensor) -> Tensor:
         """Indices [S, n] of finite samples; another finite one stands where a sample is not, and it is counted."""
         keep = x.flatten(2).isfinite().all(2) & log_q.isfinite()
-        self.dropped += (~keep).sum(1)
+        self.dropped += parallel.total((~keep).sum(1))
         self.lost = (~keep).float().mean(1)
         finite_first = keep.int().argsort(dim=1, descending=True, stable=True)
         count = keep.sum(1, keepdim=True).clamp(min=1)

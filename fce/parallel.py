@@ -69,6 +69,13 @@ def average(tensors: list[Tensor]) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
+def total(counts: Tensor) -> Tensor:
+    """The sum of counts over all processes."""
+    if size() > 1:
+        dist.all_reduce(counts)
+    return counts
+
+
 @torch.no_grad()
 def gather(x: Tensor, dim: int) -> Tensor:
     """The parts of all processes along `dim`, in the order of `share`."""
@@ -83,9 +90,7 @@ def anyone(flag: bool) -> bool:
     """Whether the flag is set in any process."""
     if size() == 1:
         return flag
-    votes = torch.tensor(float(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(votes)
-    return votes.item() > 0
+    return total(torch.tensor(int(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")).item() > 0
 
 
 def wait() -> None:

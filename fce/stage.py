@@ -280,7 +280,8 @@ def execute(
         else:
             nowhere = Path(around.enter_context(tempfile.TemporaryDirectory()))
             for i, job in enumerate(jobs):
-                job.out, job.record = nowhere / f"{i}{job.out.suffix}", SimpleNamespace(log=lambda *_, **__: None)
+                job.out = nowhere.joinpath(str(i), *job.out.parts[-2:])
+                job.record = SimpleNamespace(log=lambda *_, **__: None)
             log.disabled = True
         parallel.wait()  # until the first process has the lock
         run(jobs)

@@ -91,21 +91,29 @@ def test_two_processes_end_where_one_does(home):
     assert same(again / "joint/joint.pt", alone / "joint/joint.pt", ("energy_raw", "flow_raw")) < 1e-7
 
 
-def test_a_shared_run_that_is_asked_to_stop_goes_on(home):
-    place = home / "stopped/build/quick/digits/seed-0"
-    flags = ["--params", f"{home}/params/pretrain.json", "--data", f"{home}/data.npz", "--seed", "0",
-             "--save-every", "0", "--out", f"{place}/pretrain.pt"]
-    process = start(home, 2, "fce.pretrain", *flags)
+@pytest.mark.parametrize("stage", ["pretrain", "joint"])
+def test_a_shared_run_that_is_asked_to_stop_goes_on(home, stage):
+    """Pre-training ends where an undisturbed run does; a game draws other minibatches for those it was about to use."""
+    place, alone = (home / name / "build/quick/digits/seed-0" for name in ("stopped", "alone"))
+    if not alone.exists():
+        both(home, "alone", 1)
+    flags = ["--data", f"{home}/data.npz", "--seed", "0", "--save-every", "0", "--out", f"{place}/{stage}.pt"]
+    if stage == "pretrain":
+        flags += ["--params", f"{home}/params/pretrain.json"]
+    else:
+        flags += ["--params", f"{home}/params/joint/residual.json", "--flow", f"{alone}/pretrain.pt"]
+    process = start(home, 2, f"fce.{stage}", *flags)
     while process.poll() is None and not list(place.glob(".resume/*/*/*.pt")):
         time.sleep(0.01)
     process.terminate()
     process.communicate(timeout=100)
-    assert not (place / "pretrain.pt").exists()
-    assert "going on from the state" in run(home, 2, "fce.pretrain", *flags)
-    alone = home / "alone/build/quick/digits/seed-0/pretrain.pt"
-    if not alone.exists():
-        run(home, 1, "fce.pretrain", *flags[:-1], str(alone))
-    assert same(alone, place / "pretrain.pt", ("flow",)) < 1e-8 and not (place / ".resume").exists()
+    assert not (place / f"{stage}.pt").exists()
+    assert "going on from the state" in run(home, 2, f"fce.{stage}", *flags)
+    assert not (place / ".resume").exists()
+    if stage == "pretrain":
+        assert same(alone / "pretrain.pt", place / "pretrain.pt", ("flow",)) < 1e-8
+    else:
+        assert load(place / "joint.pt")["updates"] == load(alone / "residual/joint.pt")["updates"]
 
 
 @pytest.mark.parametrize(("module", "flags", "said"), [
