@@ -180,7 +180,7 @@ def test_a_run_of_full_length_killed_20_times_ends_as_if_undisturbed(tmp_path_fa
     again = with_inputs(write_slices(tmp_path_factory.mktemp("again"), None), done)
     for name in names:
         run = Run(again, name)
-        assert kill_often(run, 20, random.Random(0), every=0.5, longest=1.0) == 20
+        assert kill_often(run, 20, random.Random(0), every=0.3, longest=0.5) == 20
         assert same(outcome(run), outcome(Run(done, name)))
 
 
