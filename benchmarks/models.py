@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.peers import PEERS
-from fce.flow.glow import halvings, make_glow
+from fce.flow.glow import Glow, halvings, make_glow
 from fce.params import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,17 +53,19 @@ def images(batch: int, side: int, device: str) -> Tensor:
     return ((255 * smooth).floor() + torch.rand(smooth.shape)).div(256).sub(0.5).to(device)
 
 
+def make_ours(sizes: Sizes) -> Glow:
+    """Our Glow of these sizes, all else as the full profile has it for CIFAR-10."""
+    flow = load(ROOT / "params.yaml").experiments["full"]["cifar10"].flow.model_dump()
+    changes = {key: value for key, value in asdict(sizes).items() if key != "side"}
+    return make_glow((3, sizes.side, sizes.side), flow | changes)
+
+
 def make_model(name: str, sizes: Sizes, x: Tensor) -> Any:
     """Ours or a peer, its actnorms initialised by x.
 
     All layers that start at zero are given N(0, 0.01^2), so that no product is with zeros.
     """
-    if name == OURS:
-        flow = load(ROOT / "params.yaml").experiments["full"]["cifar10"].flow.model_dump()
-        changes = {key: value for key, value in asdict(sizes).items() if key != "side"}
-        model: Any = make_glow((3, sizes.side, sizes.side), flow | changes)
-    else:
-        model = PEERS[name](**asdict(sizes))
+    model: Any = make_ours(sizes) if name == OURS else PEERS[name](**asdict(sizes))
     for parameter in model.parameters():
         if parameter.dim() > 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.01)

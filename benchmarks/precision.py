@@ -16,13 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.models import ROOT, Sizes
+from benchmarks.models import Sizes, make_ours
 from benchmarks.timing import write_results
 from fce.flow.coupling import CouplingNet, Layers, collect, gather, net_precision
-from fce.flow.glow import make_glow
 from fce.numerics import settle
 from fce.optim import lr_factor, make_optimizer, set_lr
-from fce.params import load
 
 
 def rounded_to_tf32(x: Tensor) -> Tensor:
@@ -72,9 +70,7 @@ def errors(sizes: Sizes, steps: int, batch: int, device: str) -> dict[str, Any]:
 
     Trained from Glow's own start: what benchmarks/models.py adds to it would count as learned.
     """
-    settings = load(ROOT / "params.yaml").experiments["full"]["cifar10"].flow.model_dump()
-    changes = {key: value for key, value in asdict(sizes).items() if key != "side"}
-    flow = make_glow((3, sizes.side, sizes.side), settings | changes).to(device)
+    flow = make_ours(sizes).to(device)
     flow.initialize(photographs(256, sizes.side, device))
     optimizer = make_optimizer("adamax", flow.parameters(), 1e-3)
     for step in range(steps):

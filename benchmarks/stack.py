@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.models import ROOT
 from benchmarks.timing import clock, interleaved, ratio, write_results
 from fce.energy import make_energy
 from fce.flow.glow import make_glow
@@ -20,8 +21,6 @@ from fce.minibatch import Minibatch, flow_value
 from fce.objective import value
 from fce.params import load
 from fce.stack import Stack
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def steps(

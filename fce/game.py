@@ -15,13 +15,13 @@ from torch.utils._pytree import tree_map_only
 from fce import parallel
 from fce.data.data import Images, Points, open_data
 from fce.energy import make_energy
-from fce.flow.coupling import Precision
 from fce.flow.glow import Gaussian, Glow
-from fce.minibatch import Drawn, Minibatch, flow_value, noise, take
+from fce.minibatch import Drawn, Minibatch, flow_value, take
 from fce.objective import accuracy, calibrate, value
 from fce.optim import lr_factor, make_optimizer, set_lr
 from fce.pretrain import initial_batch, load_flow, start_flow
 from fce.progress import log
+from fce.schema import Precision
 from fce.stack import Stack
 from fce.stage import Job, Stopped
 from fce.state import load
@@ -99,16 +99,24 @@ class Game:
     def eps(self, batches: int = 1) -> Tensor:
         """Standard normal noise [S, batches * noise_ratio * B, D] for the samples that go with `points`."""
         n = self.noise_ratio * self.settings["batch"]
-        drawn = torch.stack([noise(batches * n, self.dims, g) for g in self.generators]).to(self.device)
-        return parallel.share(drawn.unflatten(1, (batches, n)), 2).flatten(1, 2)
+        return parallel.share(self.normal(batches * n).unflatten(1, (batches, n)), 2).flatten(1, 2)
+
+    def normal(self, n: int) -> Tensor:
+        """Standard normal noise [S, n, D], drawn where the generators live; the same in all processes."""
+        drawn = [torch.randn(n, self.dims, generator=g, device=g.device) for g in self.generators]
+        return torch.stack(drawn).to(self.device)
+
+    def minibatch(self) -> Minibatch:
+        """A minibatch alone, with its way through the flow."""
+        torch.compiler.cudagraph_mark_step_begin()
+        return Minibatch.of(self.noise, self.points(), self.eps())
 
     def draw(self) -> Drawn:
         """A minibatch of data and one of samples, each with its log q; samples are finite."""
         if self.stock:
             return self.stock.pop()
         if self.ahead == 0:
-            torch.compiler.cudagraph_mark_step_begin()
-            self.kept = Minibatch.of(self.noise, self.points(), self.eps())
+            self.kept = self.minibatch()
             return self.finite(self.kept.detached())
         with torch.no_grad():
             together = self.finite(Minibatch.of(self.noise, self.points(self.ahead), self.eps(self.ahead)).detached())
@@ -199,9 +207,7 @@ class Game:
     def update_flow(self) -> float:
         """One descent of V by the flow; gradients pass through the EBM to x, and leave its weights alone."""
         assert self.flow_optimizer is not None
-        if self.kept is None:
-            torch.compiler.cudagraph_mark_step_begin()
-        batch = self.kept or Minibatch.of(self.noise, self.points(), self.eps())
+        batch = self.kept or self.minibatch()
         self.kept = None
         found = self.turn_flow(batch)
         if not all(map(math.isfinite, self.last["value"])):  # of samples that are no numbers; decode others instead
@@ -291,7 +297,7 @@ class Game:
         if not self.learns:
             return
         with torch.no_grad():  # in x, not in eps: near the box's walls a logit magnifies float32's rounding
-            x = self.noise("decode", torch.stack([noise(64, self.dims, g) for g in self.generators]).to(self.device))[0]
+            x = self.noise("decode", self.normal(64))[0]
             back = self.noise("decode", self.noise("encode", x)[0])[0]
             error = torch.where(x.isfinite(), back - x, 0).abs().flatten(2).amax(2).quantile(FEW_FLY, dim=1)
             scale = self.noise("max_log_scale")

@@ -42,11 +42,6 @@ def flow_value(energy: Stack, batch: Minibatch, noise_ratio: float = 1.0) -> tup
     return v, log_p - batch.log_q, log_p_gen - batch.log_q_gen
 
 
-def noise(n: int, dims: int, generator: torch.Generator) -> Tensor:
-    """Standard normal noise [n, D], drawn where the generator lives."""
-    return torch.randn(n, dims, generator=generator, device=generator.device)
-
-
 def take(values: Tensor, which: Tensor) -> Tensor:
     """values[s, which[s]] for each run s."""
     return values[torch.arange(len(which), device=which.device)[:, None], which]

@@ -203,7 +203,7 @@ def main(
             jobs.append(Job(stage, params, out, paths, seed, device, tags_of(out, stage), command, code))
         if trains:
             for job in jobs:
-                on_gpu = device == "cuda" and params["flow"]["layers"] == "conv"
+                on_gpu = device == "cuda" and job.params["flow"]["layers"] == "conv"
                 job.compiled = arguments.compile == "yes" or (arguments.compile == "auto" and on_gpu)
         start = run if several else lambda jobs: run(jobs[0])
         execute(jobs, start, arguments.threads, arguments.save_every if resumes else None, trains)

@@ -6,18 +6,18 @@ channels gathers each pixel's neighbours first, one to few channels multiplies f
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fce.flow.layers import LOG_SCALE, ActNorm, ZeroOutput, linear
+from fce.schema import Precision
 
 Layers = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # the three layers' weights and biases, in turn
 LARGE = 2**17  # numbers of one layer's weights, from which on to copy them takes longer than to call for each
 BLOCK = 2**18  # numbers of one layer's activations, for each core: with so few they stay in its cache
-Precision = Literal["fp32", "tf32", "bf16"]
 reduced: dict[str, torch.dtype] = {}  # {"dtype": what the middle layers multiply in}, empty for float32
 
 
@@ -70,7 +70,7 @@ def turned(weight: Tensor, dim: int) -> Tensor:
 
 
 class ConvNet(torch.autograd.Function):
-    """3x3, 1x1 and 3x3 convolutions with ReLU between, of x [B, H, W, C]; weights as matrices, see CouplingNet.stacked.
+    """3x3, 1x1 and 3x3 convolutions with ReLU between, of x [B, H, W, C]; weights as matrices, see `stacked`.
 
     On a CPU the pixels pass in blocks: a layer's activations are still in the cache when the next one needs them.
     """
