@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from pipeline import catalogue
+from pipeline.files import write_json
 
 if TYPE_CHECKING:  # the report reads scores without torch, which takes seconds to import
     from torch import Tensor
 
-    from fce.stage import Job
+    from pipeline.job import Job
 
 Model = Literal["flow", "generator", "ebm", "data", "features", "network"]
 
@@ -18,9 +21,9 @@ class Score(BaseModel):
     """One number, with what is needed to read it.
 
     Attributes:
-        name: the measure, e.g. `bits_per_dim`, `kl`, `frechet_distance`, `accuracy`.
+        name: of pipeline/catalogue.py's SCORES, e.g. `bits_per_dim`, `kl`, `frechet_distance`, `accuracy`.
         model: what was measured.
-        value: in `unit`.
+        value: in `unit`, which that list gives.
         standard_error: of the value, over independent images, samples or points; None where it has none.
         n: how many points, images or draws the value is a mean of.
         quadrature_error: of an integral, its largest difference on another grid; None where it is no integral.
@@ -34,13 +37,20 @@ class Score(BaseModel):
     name: str
     model: Model
     value: float
-    unit: str
     n: int
     protocol: str
     standard_error: float | None = None
     quadrature_error: float | None = None
     labels: int | None = None
     draws: list[float] | None = None
+    unit: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def listed(cls, content: Any) -> Any:
+        """Refuse what no list knows: it would silently be shown nowhere."""
+        known = isinstance(content, dict) and "name" in content
+        return {**content, "unit": catalogue.score(str(content["name"])).unit} if known else content
 
 
 class ScoreFile(BaseModel):
@@ -75,31 +85,21 @@ def standard_error(*samples: "Tensor") -> float | None:
     return float(found.standard_error)
 
 
-def mean_score(name: str, model: Model, values: "Tensor", unit: str, protocol: str, **others: Any) -> Score:
+def mean_score(name: str, model: Model, values: "Tensor", protocol: str, **others: Any) -> Score:
     """The mean of independent values [n], with its standard error; one value has none."""
-    return Score(
-        name=name,
-        model=model,
-        value=values.mean().item(),
-        unit=unit,
-        n=len(values),
-        protocol=protocol,
-        standard_error=standard_error(values),
-        **others,
-    )
+    return Score(name=name, model=model, value=values.mean().item(), n=len(values), protocol=protocol,
+                 standard_error=standard_error(values), **others)
 
 
 def accuracy_score(name: str, model: Model, right: "Tensor", protocol: str, labels: int) -> Score:
     """The accuracy at a label count, from whether each test image is right for each draw of labels [draws, n]."""
     right = right.double()
-    return mean_score(name, model, right.mean(0), "share", f"{protocol}; mean over {len(right)} draws of labels",
+    return mean_score(name, model, right.mean(0), f"{protocol}; mean over {len(right)} draws of labels",
                       labels=labels, draws=right.mean(1).tolist())
 
 
 def write_scores(job: "Job", scores: list[Score]) -> None:
     """Write the stage's scores to its output and its record."""
-    from fce.state import save_json
-
     for score in scores:
         name = "/".join(filter(None, (score.model, score.name, str(score.labels or ""))))
         job.record.log(0, **{name: score.value})
@@ -112,7 +112,7 @@ def write_scores(job: "Job", scores: list[Score]) -> None:
         scores=scores,
         provenance=job.provenance(),
     )
-    save_json(job.out, content.model_dump(mode="json"))
+    write_json(job.out, content.model_dump(mode="json"))
 
 
 def read_scores(path: Path) -> ScoreFile:

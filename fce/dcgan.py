@@ -1,24 +1,15 @@
-"""Stage: dcgan. The GAN that Table 1 compares with, trained here and measured as the flows are.
+"""The networks of DCGAN, the GAN that Table 1 compares with.
 
 The architecture is DCGAN's (arXiv 1511.06434) as TTUR (arXiv 1706.08500) ran it: bioinf-jku/TTUR, DCGAN_FID_batched,
 a fork of carpedm20/DCGAN-tensorflow. The paper's DCGAN column is that article's, not a run of its authors.
 """
 
-import math
-import sys
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fce.data.data import Images, open_data
-from fce.flow.glow import halvings
-from fce.progress import steps
-from fce.stage import Job, Stopped, main
-from fce.state import load, save
+from fce.flow.layers import halvings
 
 WEIGHTS_STD = 0.02  # DCGAN, section 4; TTUR's ops.py
 
@@ -44,7 +35,7 @@ class Generator(nn.Module):
     def __init__(self, shape: tuple[int, ...], latent: int, widths: list[int]):
         super().__init__()
         sizes, side = used(shape[1], widths)
-        self.latent = latent
+        self.shape, self.latent = shape, latent
         self.start = nn.Sequential(nn.Linear(latent, sizes[-1] * side**2), nn.Unflatten(1, (sizes[-1], side, side)))
         layers: list[nn.Module] = []
         for a, b in pairwise([*sizes[::-1], shape[0]]):
@@ -107,77 +98,6 @@ def initialize(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def make_dcgan(shape: tuple[int, ...], dcgan: dict[str, Any]) -> tuple[Generator, Discriminator]:
-    """Both players from a `dcgan:` section of params.yaml."""
-    return Generator(shape, dcgan["latent"], dcgan["widths"]), Discriminator(shape, dcgan["widths"])
-
-
-def run(job: Job) -> None:
-    settings = job.params["dcgan"]
-    rates = settings[settings["rates"]]
-    data = open_data(job.inputs["data"], {"source": "images"}, job.device)
-    assert isinstance(data, Images)
-    random = data.generator(job.seed_for("batches"))
-    generator, discriminator = make_dcgan(data.shape, settings)
-    generator.to(job.device)
-    discriminator.to(job.device)
-    optimizers = [
-        torch.optim.Adam(player.parameters(), lr=rates[lr], betas=(settings["beta1"], 0.999), fused=True)
-        for player, lr in ((discriminator, "discriminator_lr"), (generator, "generator_lr"))
-    ]
-    players = {"generator": generator, "discriminator": discriminator}
-    keeper = job.keeper("training", **players, optimizers=optimizers, data=data, random=random)
-    done = keeper.load() or {"step": 0}
-
-    def losses() -> dict[str, float]:
-        values = {"discriminator": d_loss.item(), "generator": g_loss.item()}
-        if not all(map(math.isfinite, values.values())):
-            raise Stopped(f"dcgan: the losses are {values} at update {done['step']}; lower dcgan.{settings['rates']}."
-                          f" States of earlier updates, if any, lie below {job.resume}")
-        return values
-
-    for step, progress in steps(rates["updates"], settings["batch"], done["step"]):
-        x = generator(generator.noise(settings["batch"], random))
-        # real and generated images in batches of their own: batch norm sees one kind at a time, as in TTUR's code
-        real, fake = discriminator(data.batch(settings["batch"], random)), discriminator(x.detach())
-        d_loss = F.softplus(-real).mean() + F.softplus(fake).mean()
-        update(optimizers[0], d_loss)
-        g_loss = F.softplus(-discriminator(x)).mean()  # the same z, the new discriminator
-        update(optimizers[1], g_loss)
-        done["step"] = step
-        if step % settings["log_every"] == 0 or step == rates["updates"]:
-            job.record.log(step, **losses())
-            progress(step, **losses())
-        keeper.tick(lambda: {**done, "losses": losses()})  # no state of what is no number
-    keeper.save(done)
-    save(
-        job.out,
-        {
-            **{name: player.state_dict() for name, player in players.items()},
-            "shape": list(data.shape),
-            "dcgan_params": settings,
-            "provenance": job.provenance(),
-        },
-    )
-
-
-def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step down the gradient of `loss`, which this optimiser's parameters alone collect."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
-    optimizer.step()
-
-
-def load_dcgan(path: Path, device: str) -> tuple[Generator, Discriminator]:
-    """Both players of a checkpoint, in eval mode."""
-    checkpoint = load(path)
-    players = make_dcgan(tuple(checkpoint["shape"]), checkpoint["dcgan_params"])
-    for player, name in zip(players, ("generator", "discriminator"), strict=True):
-        player.load_state_dict(checkpoint[name])
-        player.eval().requires_grad_(False).to(device)
-    return players
-
-
-if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data"], resumes=True))
+def make_dcgan(shape: tuple[int, ...], latent: int, widths: list[int]) -> tuple[Generator, Discriminator]:
+    """Both players."""
+    return Generator(shape, latent, widths), Discriminator(shape, widths)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fce.flow.glow import Glow, halvings
+from fce.flow.glow import Glow
+from fce.flow.layers import halvings
 
 
 class EnergyModel(nn.Module):
@@ -69,6 +70,6 @@ class Residual(EnergyModel):
         return self.base.log_prob(x) + super().forward(x)
 
 
-def make_energy(shape: tuple[int, ...], energy: dict[str, Any], base: Glow | None = None) -> EnergyModel:
+def make_energy(shape: tuple[int, ...], base: Glow | None = None, **energy: Any) -> EnergyModel:
     """The EBM from an `energy:` section of params.yaml; with a base flow, the residual form."""
     return Residual(base, shape, **energy) if base is not None else EnergyModel(shape, **energy)

@@ -6,10 +6,14 @@ the same, dequantised and scaled x.
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+if TYPE_CHECKING:
+    from pipeline.schema.training import Joint
 
 
 def value(
@@ -68,6 +72,11 @@ class Switch:
     done: int = 0
     average: float = 0.5
     seen: int = 0
+
+    @classmethod
+    def of(cls, joint: "Joint") -> "Switch":
+        """As a `joint:` section of params.yaml says."""
+        return cls(joint.rule, joint.ebm_per_round, joint.flow_per_round, joint.accuracy_decay, joint.head_start)
 
     def update(self, batch_accuracy: float) -> str:
         """Tell of one update and its accuracy (mean of the two classes'); returns whose turn is next."""

@@ -7,7 +7,6 @@ import io
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,50 +21,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter
 
-from fce.arrays import read_arrays
-from fce.stage import UserError
-from reports.tables import ARMS, DATA, Reason, by_seed, write
+from pipeline.catalogue import ARMS
+from pipeline.files import read_arrays, write_bytes
+from pipeline.params import Run
+from reports.blocks import Figure
+from reports.scores import Reason, Results, by_seed, curves
 from reports.verdicts import Values
+from reports.words import SAMPLES, called
 
 WIDTH = 7.0  # inches, the report's text column
 FILL = {"left": 0.03, "right": 0.99, "bottom": 0.06, "top": 0.93}
 GRID = 8  # a sample figure shows the first 8 x 8 images, not chosen ones
-CURVES = {"pretrain": ("step", "validation"), "joint": ("ebm_updates", "value", "accuracy_data", "accuracy_gen")}
-NAMES = ARMS | {"joint": "ours, pre-trained start"}
-PALETTE = [sns.color_palette("colorblind")[i] for i in (7, 3, 0, 6, 2, 4, 1, 8, 7, 5, 9)]
-COLOURS = dict(zip(ARMS, PALETTE, strict=True))
-LINES = [(), (), (4, 1.5), (7, 1, 2, 1), (5, 1, 1, 1), (1, 1), (6, 2), (3, 3), (2, 2), (3, 1, 1, 1, 1, 1), (8, 2)]
-DASHES = dict(zip(ARMS, LINES, strict=True))  # for grey prints
-SAMPLES = {"svhn": "Figures 3 and 5. ", "cifar10": "Figures 3 and 6. "}  # numbers in the paper
+PALETTE = sns.color_palette("colorblind")
 STYLE = {"figure.dpi": 200, "savefig.dpi": 200, "svg.hashsalt": "fce", "axes.spines.top": False,
          "axes.spines.right": False, "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8,
          "ytick.labelsize": 8, "legend.fontsize": 8, "legend.frameon": False, "lines.linewidth": 1.4}
 sns.set_theme(context="paper", style="ticks", rc=STYLE)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure of the report: files <name>.svg, .png and .csv; or, where it could not be drawn, why."""
-
-    name: str
-    title: str
-    caption: str
-    why: str = ""
-
-
-def curves(folder: Path, experiment: str, name: str) -> pd.DataFrame:
-    """Every <name>.csv of an experiment, one below the other; columns seed and arm (empty before the arms)."""
-    frames = [pd.DataFrame()]
-    for path in sorted((folder / experiment).glob(f"seed-*/**/{name}.csv")):
-        seed, *arm = path.relative_to(folder / experiment).parts[:-1]
-        try:
-            frame = pd.read_csv(path)
-        except ValueError as error:
-            raise UserError(f"{path} is no curve ({error}); delete it and run snakemake") from None
-        if lacking := [column for column in CURVES[name] if column not in frame]:
-            raise UserError(f"{path} is no curve (it has no {lacking[0]}); delete it and run snakemake")
-        frames.append(frame.assign(seed=int(seed.removeprefix("seed-")), arm="".join(arm)))
-    return pd.concat(frames, ignore_index=True)
 
 
 def save(canvas: Canvas, out: Path, name: str, data: pd.DataFrame | None, profile: str) -> None:
@@ -76,38 +47,39 @@ def save(canvas: Canvas, out: Path, name: str, data: pd.DataFrame | None, profil
     for kind, metadata in (("svg", {"Date": None}), ("png", {})):
         buffer = io.BytesIO()
         canvas.savefig(buffer, format=kind, metadata=metadata, bbox_inches="tight", pad_inches=0.04)
-        write(out / f"{name}.{kind}", buffer.getvalue())
+        write_bytes(out / f"{name}.{kind}", buffer.getvalue())
     plt.close(canvas)
     if data is not None:
-        write(out / f"{name}.csv", data.to_csv(index=False).encode())
+        write_bytes(out / f"{name}.csv", data.to_csv(index=False).encode())
 
 
 def lines(ax: Axes, data: pd.DataFrame, x: str, y: str, **style: Any) -> None:
     """Mean over seeds against x, a line for each arm, with a band from the lowest to the highest seed."""
     for arm in [arm for arm in ARMS if arm in set(data["arm"])]:
-        look = {"linestyle": (0, DASHES[arm]) if DASHES[arm] else "-", "errorbar": ("pi", 100), **style}
-        sns.lineplot(data[data["arm"] == arm], x=x, y=y, ax=ax, color=COLOURS[arm], label=NAMES[arm], legend=False,
-                     **look)
+        words, _, _, colour, dash, legend = ARMS[arm]
+        look = {"linestyle": (0, dash) if dash else "-", "errorbar": ("pi", 100), **style}
+        sns.lineplot(data[data["arm"] == arm], x=x, y=y, ax=ax, color=PALETTE[colour], label=legend or words,
+                     legend=False, **look)
     if data[x].max() >= 10_000:
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def densities(folder: Path, experiments: list[str], scores: pd.DataFrame, out: Path, why: Reason) -> Figure:
+def densities(results: Results, experiments: list[str], out: Path, why: Reason) -> Figure:
     """Figure 1: points, the true density, Glow (MLE), Glow and EBM trained jointly from a random start."""
     name, title = "figure1", "Figure 1. Densities learned from 2D data"
-    files = ("../data.npz", "mle/density.npz", "joint-from-random/density.npz")
-    seeds = {experiment: first_seed(folder / experiment, files) for experiment in experiments}
-    drawn = [experiment for experiment, seed in seeds.items() if seed is not None]
+    data = {experiment: results.found("data", experiment, ".npz") for experiment in experiments}
+    found = {experiment: results.found("density", experiment, ".npz") for experiment in experiments}
+    seeds = {experiment: first_seed(found[experiment], "mle", "joint-from-random") for experiment in experiments}
+    drawn = {experiment: seed for experiment, seed in seeds.items() if seed is not None and data[experiment]}
     left_out = "; ".join(f"{e} {why(e, 'joint-from-random', 'density')}" for e in experiments if e not in drawn)
     if not drawn:
         return Figure(name, title, "", left_out)
     canvas, axes = plt.subplots(len(drawn), 5, figsize=(WIDTH, 1.62 * len(drawn)), squeeze=False,
                                 gridspec_kw={"wspace": 0.06, "hspace": 0.2, **FILL})
     rows = []
-    for row, experiment in zip(axes, drawn, strict=True):
-        place = folder / experiment / f"seed-{seeds[experiment]}"
-        points = read_arrays(folder / experiment / "data.npz", ("test",))["test"][:2000]
-        mle, ours = (read_arrays(place / arm / "density.npz", ("axis", "truth", "flow"), ("ebm",))
+    for row, (experiment, seed) in zip(axes, drawn.items(), strict=True):
+        points = read_arrays(data[experiment][None, ""], ("test",))["test"][:2000]
+        mle, ours = (read_arrays(found[experiment][seed, arm], ("axis", "truth", "flow"), ("ebm",))
                      for arm in ("mle", "joint-from-random"))
         side, edge = 1.08 * np.abs(points).max(), mle["axis"][-1] + 0.5 * (mle["axis"][1] - mle["axis"][0])
         row[0].scatter(*points.T, s=0.5, color="0.25", linewidths=0, rasterized=True)
@@ -117,9 +89,9 @@ def densities(folder: Path, experiments: list[str], scores: pd.DataFrame, out: P
         for ax, (label, (log_density, arm, model)) in zip(row[1:], panels.items(), strict=True):
             ax.imshow(np.exp(log_density).T, origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis",
                       vmin=0, vmax=np.exp(mle["truth"].max()))
-            values = by_seed(scores, experiment=experiment, arm=arm, name="log_likelihood", model=model).means
-            rows.append({"experiment": experiment, "panel": label, "seed": seeds[experiment],
-                         "log_likelihood": values.get(seeds[experiment], math.nan)})
+            values = by_seed(results.scores, experiment=experiment, arm=arm, name="log_likelihood", model=model).means
+            rows.append({"experiment": experiment, "panel": label, "seed": seed,
+                         "log_likelihood": values.get(seed, math.nan)})
             ax.set_xlabel(f"{rows[-1]['log_likelihood']:.3f}")
         row[0].set(ylabel=experiment, xlabel="log-likelihood:")
         for ax in row:
@@ -127,23 +99,22 @@ def densities(folder: Path, experiments: list[str], scores: pd.DataFrame, out: P
             sns.despine(ax=ax, left=True, bottom=True)
     for ax, label in zip(axes[0], ("Observed", *panels), strict=True):
         ax.set_title(label)
-    save(canvas, out, name, pd.DataFrame(rows), folder.name)
+    save(canvas, out, name, pd.DataFrame(rows), results.profile)
     caption = ("Joint training from a random Glow, as in the paper; the first seed, not a chosen one. One colour scale "
                "in a row, from 0 to the maximum of the truth; the EBM is normalised by quadrature. Below: mean "
                "log-likelihood of held-out points, in nats.")
     return Figure(name, title, caption + (f" Missing: {left_out}." if left_out else ""))
 
 
-def first_seed(folder: Path, files: tuple[str, ...]) -> int | None:
-    """The smallest seed that has all these files."""
-    seeds = sorted(int(path.name.removeprefix("seed-")) for path in folder.glob("seed-*"))
-    return next((s for s in seeds if all((folder / f"seed-{s}" / file).exists() for file in files)), None)
+def first_seed(found: dict[Run, Path], *arms: str) -> int | None:
+    """The first seed that has files of all these arms."""
+    return next((seed for seed, _ in found if all((seed, arm) in found for arm in arms)), None)
 
 
-def errors(folder: Path, experiments: list[str], out: Path, why: Reason) -> Figure:
+def errors(results: Results, experiments: list[str], out: Path, why: Reason) -> Figure:
     """Figure 2: mean squared error of the EBM's log-density against its updates."""
     name, title = "figure2", "Figure 2. Error of the log-density over the EBM's updates"
-    runs = {experiment: curves(folder, experiment, "joint") for experiment in experiments}
+    runs = {experiment: curves(results, experiment, "joint") for experiment in experiments}
     runs = {experiment: run for experiment, run in runs.items() if "mse_ema" in run}
     if not runs:
         return Figure(name, title, "", why(experiments[0], "joint-from-random", "joint"))
@@ -163,25 +134,24 @@ def errors(folder: Path, experiments: list[str], out: Path, why: Reason) -> Figu
     data = pd.concat([run.assign(experiment=experiment) for experiment, run in runs.items()])
     columns = ["experiment", "arm", "seed", "ebm_updates", "flow_updates", "seconds", "mse_raw", "mse_ema",
                "mse_ema_normalised"]
-    save(canvas, out, name, data[columns], folder.name)
-    return Figure(name, title, f"{DATA.get(experiment, experiment).capitalize()}, held-out points; mean over seeds, "
+    save(canvas, out, name, data[columns], results.profile)
+    return Figure(name, title, f"{called(experiment).capitalize()}, held-out points; mean over seeds, "
                                "band from the lowest to the highest. Top left as in the paper; top right over CPU "
                                "seconds, which count the flow's updates too (a run's share where seeds train side by "
                                "side). "
                                "The constant c is learned, or replaced by log Z from quadrature.")
 
 
-def samples(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
+def samples(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
     """Figures 3, 5 and 6: images of the test part, of Glow (MLE) and of Glow (ours)."""
-    name, title = f"samples-{experiment}", f"{SAMPLES.get(experiment, '')}Samples, {DATA.get(experiment, experiment)}"
-    files = ("../data.npz", "mle/samples.npz", "joint/samples.npz")
-    seed = first_seed(folder / experiment, files)
-    if seed is None:
+    name, title = f"samples-{experiment}", f"{SAMPLES.get(experiment, '')}Samples, {called(experiment)}"
+    data, found = results.found("data", experiment, ".npz"), results.found("sample", experiment, ".npz")
+    seed = first_seed(found, "mle", "joint")
+    if seed is None or not data:
         return Figure(name, title, "", why(experiment, "joint", "sample"))
-    wanted = (("test_images",), ("images", "levels"), ("images",))
-    data, mle, ours = (read_arrays(folder / experiment / f"seed-{seed}" / file, needed)
-                       for file, needed in zip(files, wanted, strict=True))
-    panels = {"Data": data["test_images"], "Glow (MLE)": mle["images"], "Glow (ours)": ours["images"]}
+    mle, ours = (read_arrays(found[seed, arm], ("images", "levels")) for arm in ("mle", "joint"))
+    panels = {"Data": read_arrays(data[None, ""], ("test_images",))["test_images"], "Glow (MLE)": mle["images"],
+              "Glow (ours)": ours["images"]}
     canvas, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.5), gridspec_kw={"wspace": 0.06, **FILL})
     for ax, (label, images) in zip(axes, panels.items(), strict=True):
         tiles = images[:GRID**2] / (float(mle["levels"]) - 1)
@@ -191,14 +161,14 @@ def samples(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
         ax.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1)
         ax.set(title=label, xticks=[], yticks=[])
         sns.despine(ax=ax, left=True, bottom=True)
-    save(canvas, out, name, None, folder.name)
+    save(canvas, out, name, None, results.profile)
     return Figure(name, title, f"The first {GRID**2} images of each, seed {seed}; none was chosen.")
 
 
-def probe(folder: Path, experiments: list[str], scores: pd.DataFrame, out: Path, why: Reason) -> Figure:
+def probe(results: Results, experiments: list[str], out: Path, why: Reason) -> Figure:
     """Figure 4: accuracy of a linear classifier on the EBM's features against the number of labels."""
     name, title = "figure4", "Figure 4. Accuracy of a linear classifier on the EBM's features"
-    chosen = accuracies(scores[scores["name"].isin(["accuracy", "accuracy_all_layers"])])
+    chosen = accuracies(results.scores[results.scores["name"].isin(["accuracy", "accuracy_all_layers"])])
     drawn = [experiment for experiment in experiments if experiment in set(chosen["experiment"])]
     if not drawn:
         return Figure(name, title, "", why(experiments[0], "joint", "probe"))
@@ -214,10 +184,10 @@ def probe(folder: Path, experiments: list[str], scores: pd.DataFrame, out: Path,
             low, high = ax.get_ylim()  # the interval of few seeds may leave what an accuracy can be
             ax.set(xlabel="labelled examples", ylabel="accuracy" if ax is row[0] else "")
             ax.set_ylim(max(low, 0), min(high, 1))
-        row[0].set_title(f"{DATA.get(experiment, experiment)}, top layer")
+        row[0].set_title(f"{called(experiment)}, top layer")
         row[1].set_title("all hidden layers")
     legend(canvas, axes[0])
-    save(canvas, out, name, chosen, folder.name)
+    save(canvas, out, name, chosen, results.profile)
     return Figure(name, title, "Test accuracy; mean over seeds and draws of the labelled examples, and its 95 % "
                                "interval over both (of a seed alone, over draws and test images). Left as in the "
                                "paper, which draws SVHN; its label counts are not in its text. The supervised net is "
@@ -235,11 +205,11 @@ def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*keys, "seeds", "draws", "mean", "half_width"])
 
 
-def training(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
+def training(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
     """The value V and the accuracies over joint training, and the validation loss over pre-training."""
-    label = DATA.get(experiment, experiment)
+    label = called(experiment)
     name, title = f"training-{experiment}", f"Training curves, {label}"
-    joint, pretrain = curves(folder, experiment, "joint"), curves(folder, experiment, "pretrain")
+    joint, pretrain = curves(results, experiment, "joint"), curves(results, experiment, "pretrain")
     if joint.empty or pretrain.empty:
         return Figure(name, title, "", why(experiment, "joint", "joint"))
     canvas, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.5))
@@ -247,7 +217,7 @@ def training(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
     axes[0].set(title="Glow, maximum likelihood", xlabel="step",
                 ylabel="validation, nats" if "mse_ema" in joint else "validation, bits/dim")
     lines(axes[1], joint, "ebm_updates", "value")
-    known = levels(folder / experiment / "params" / "joint", joint["arm"])
+    known = levels(results.folder / experiment / "params" / "joint", joint["arm"])
     for level in known:
         axes[1].axhline(level, color="0.3", linewidth=0.8)
     axes[1].set(title="value V (grey: p = q)" if known else "value V", xlabel="EBM updates", ylabel="")
@@ -255,7 +225,7 @@ def training(folder: Path, experiment: str, out: Path, why: Reason) -> Figure:
     lines(axes[2], joint, "ebm_updates", "accuracy_gen", linestyle=":", errorbar=None)
     axes[2].set(title="accuracy (dotted: samples)", xlabel="EBM updates", ylabel="", ylim=(0, 1))
     legend(canvas, axes[1:2])
-    save(canvas, out, name, joint, folder.name)
+    save(canvas, out, name, joint, results.profile)
     return Figure(name, title, "")
 
 

@@ -2,56 +2,81 @@
 
 import json
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from reports.tables import anchor
+from pipeline.catalogue import STAGES
+from reports.scores import Results, anchor
 
-ROAD = {"data": 0, "pretrain": 1, "joint": 2, "dcgan": 2}  # the stages before scores
-NO_FLOW = ("random-init", "dcgan", "supervised")  # arms without pre-training
-FID_ROAD = {"weights": 3, "classifier": 3, "sample": 4}  # and those before a Fréchet distance only
 NOT_YET = "not run yet"
+NOT_NAMED = "not run: params.yaml does not name it"
 
 
 def place_of(folder: Path, path: Path) -> dict[str, str]:
-    """Experiment, arm and seed of a file below build/<profile>, as the path law has them."""
-    experiment, *inside = path.relative_to(folder).parts[:-1]
+    """Experiment, arm and seed of a file below build/<profile>, as the path law has them; all empty for one elsewhere."""
+    experiment, *inside = path.relative_to(folder).parts[:-1] if path.is_relative_to(folder) else [""]
     seed = next((part for part in inside if part.startswith("seed-")), "")
     return {"experiment": experiment, "arm": next((part for part in inside if part != seed), ""),
             "seed": seed.removeprefix("seed-")}
 
 
-def failures(folder: Path) -> list[dict[str, str]]:
+def failures(results: Results) -> list[dict[str, str]]:
     """The stages whose log ends in an `error: ` line, furthest upstream first."""
-    found, order = [], ROAD | FID_ROAD
-    for path in [*folder.glob("*/**/*.log"), *folder.parent.glob("downloads/weights.log")]:
+    found, order = [], list(STAGES)
+    folders = {results.build / "downloads", *(path.parent for path in results.named)}
+    for path in [path for folder in folders for path in folder.glob("*.log")]:
         errors = [line for line in path.read_text(errors="replace").splitlines() if line.startswith("error: ")]
         if errors:
-            place = place_of(folder, path) if path.stem != "weights" else {"experiment": "", "arm": "", "seed": ""}
-            found.append({**place, "stage": path.stem, "why": errors[-1].removeprefix("error: ")})
-    return sorted(found, key=lambda failure: (order.get(failure["stage"], 5), *failure.values()))
+            found.append({**place_of(results.folder, path), "stage": path.stem,
+                          "why": errors[-1].removeprefix("error: ")})
+    return sorted(found, key=lambda failure: (
+        order.index(failure["stage"]) if failure["stage"] in order else len(order), *failure.values()))
 
 
-def why_missing(failed: list[dict[str, str]], experiment: str, arm: str, measure: str) -> str:
+def road(results: Results, experiment: str, arm: str, stage: str) -> set[str]:
+    """A stage, and the stages before it that make what an arm needs."""
+    place = partial(results.settings.place, profile=results.profile, experiment=experiment, arm=arm)
+    needs = {place(pattern) for pattern in STAGES[stage].needs.values()}
+    before = [name for name, each in STAGES.items() if place(each.out) in needs]
+    return {stage}.union(*(road(results, experiment, arm, name) for name in before))
+
+
+def why_missing(results: Results, failed: list[dict[str, str]], experiment: str, arm: str, stage: str) -> str:
     """Why an output is missing: the furthest-upstream failure on its road."""
+    if arm not in {arm for _, arm in results.outputs(stage, experiment)}:
+        return NOT_NAMED
+    stages = road(results, experiment, arm, stage)
     for failure in failed:
-        stage = failure["stage"]
-        on_road = stage in ROAD and not (stage == "pretrain" and arm in NO_FLOW)
-        before = on_road or stage == measure or (measure == "fid" and stage in FID_ROAD)
-        if before and failure["experiment"] in ("", experiment) and failure["arm"] in ("", arm):
-            return f"not run: {stage} failed: {failure['why']}"
+        here = failure["experiment"] in ("", experiment) and failure["arm"] in ("", arm)
+        if here and failure["stage"] in stages:
+            return f"not run: {failure['stage']} failed: {failure['why']}"
     return NOT_YET
 
 
-def provenance(folder: Path, files: list[dict[str, Any]]) -> pd.DataFrame:
+def what_ran(results: Results) -> set[Path]:
+    """The outputs that have scores or a record, left over or not, without their endings."""
+    records = results.folder.glob("*/**/*.run.jsonl")
+    return {*(file["file"].with_suffix("") for file in results.files),
+            *(path.with_name(path.name.removesuffix(".run.jsonl")) for path in records)}
+
+
+def left_over(results: Results) -> str:
+    """What ran and params.yaml does not name now, by folder."""
+    left: dict[Path, list[str]] = {}
+    for path in sorted(what_ran(results) - results.named):
+        left.setdefault(path.parent.relative_to(results.folder), []).append(path.name)
+    return "; ".join(f"{folder} ({', '.join(names)})" for folder, names in left.items())
+
+
+def provenance(results: Results) -> pd.DataFrame:
     """A row for each stage that ran, with its scores; the index holds the ids that seeds link to."""
-    scored = {file["file"].with_suffix(""): file for file in files}
-    records = {path.with_name(path.name.removesuffix(".run.jsonl")) for path in folder.glob("*/**/*.run.jsonl")}
+    scored = {file["file"].with_suffix(""): file for file in results.files}
     rows, ids = [], []
-    for path in sorted({*scored, *records}):
-        place, file = place_of(folder, path), scored.get(path, {"scores": [], "provenance": {}})
+    for path in sorted(what_ran(results) & results.named):
+        place, file = place_of(results.folder, path), scored.get(path, {"scores": [], "provenance": {}})
         head, seconds = record(path)
         origin = {**head, "seconds": seconds, **file["provenance"]}
         numbers = [f"{score['model']} {score['name']} {score['labels'] or ''} {score['value']:.6g}"

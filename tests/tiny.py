@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
 
-from fce.params import load, merge
+from pipeline import stage
+from pipeline.params import load, merge
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
     "seeds": {"toy": [0, 1], "images": [0]},
-    "toy": ["ring"],
-    "images": ["digits"],
+    "experiments": ["ring", "digits"],
     "overrides": {
         "ring": {
             "pretrain": {"steps": 20, "validate_every": 20},
@@ -41,17 +41,42 @@ TINY = {
 }
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = YAML(typ="safe", pure=True).load(path.read_text())
+    return content
+
+
+def write_yaml(path: Path, content: dict[str, Any]) -> None:
+    with open(path, "w") as file:
+        YAML(typ="safe", pure=True).dump(content, file)
+
+
 def write_slices(folder: Path, changes: dict[str, Any] | None) -> Path:
     """Write the slices of TINY with these overrides below folder/build; returns the path of the quick profile.
 
     Without `changes`, not even none, the quick profile is that of params.yaml.
     """
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = read_yaml(ROOT / "params.yaml")
     if changes is not None:
         params["quick"] = merge(TINY, {"overrides": changes})
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    load(folder / "params.yaml").write_slices(folder / "build")
+    write_yaml(folder / "params.yaml", params)
+    write_all(folder)
     return folder / "build/quick"
+
+
+def write_all(folder: Path) -> None:
+    """Write every slice of folder/params.yaml below folder/build."""
+    params = load(folder / "params.yaml")
+    for profile, experiments in params.experiments.items():
+        for experiment in experiments:
+            for path, text in params.slices(profile, experiment).items():
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_text(text)
+
+
+def run_stage(name: str, *argv: str | Path) -> int:
+    """A stage as a user runs it, in this process; returns its exit code."""
+    return stage.main(name, [str(word) for word in argv])
 
 
 def make_project(folder: Path) -> Path:
@@ -71,10 +96,9 @@ def make_project(folder: Path) -> Path:
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the params.yaml of a project."""
-    path = folder / "params.yaml"
-    params = yaml.safe_load(path.read_text())
+    params = read_yaml(folder / "params.yaml")
     change(params)
-    path.write_text(yaml.safe_dump(params, sort_keys=False))
+    write_yaml(folder / "params.yaml", params)
 
 
 def environment(**more: str) -> dict[str, str]:

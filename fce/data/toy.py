@@ -153,10 +153,9 @@ MAKERS: dict[str, Callable[..., Density]] = {
 }
 
 
-def density(data: dict[str, Any]) -> Density:
-    """The density that a `data:` section of params.yaml describes."""
-    shape = {key: value for key, value in data.items() if key not in ("source", "validation", "test")}
-    return MAKERS[data["source"]](**shape)
+def density(source: str, **shape: Any) -> Density:
+    """The density that a `data:` section of params.yaml describes, but for the number of its held-out points."""
+    return MAKERS[source](**shape)
 
 
 def grid(box: float, points: int, device: str | torch.device = "cpu") -> Tensor:

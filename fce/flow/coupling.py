@@ -6,15 +6,15 @@ channels gathers each pixel's neighbours first, one to few channels multiplies f
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fce.flow.layers import LOG_SCALE, ActNorm, ZeroOutput, linear
-from fce.schema import Precision
 
+Precision = Literal["fp32", "tf32", "bf16"]
 Layers = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # the three layers' weights and biases, in turn
 LARGE = 2**17  # numbers of one layer's weights, from which on to copy them takes longer than to call for each
 BLOCK = 2**18  # numbers of one layer's activations, for each core: with so few they stay in its cache

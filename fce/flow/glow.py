@@ -6,13 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fce.flow.layers import LOG_SCALE, Logit, ZeroOutput, sum_features
+from fce.flow.layers import LOG_SCALE, Logit, ZeroOutput, halvings, sum_features
+from fce.flow.sampler import Sampler, normal_log_prob
 from fce.flow.steps import Steps
-
-
-def normal_log_prob(eps: Tensor) -> Tensor:
-    """log N(eps; 0, I), summed over the features."""
-    return sum_features(-0.5 * eps.square() - 0.5 * math.log(2 * math.pi))
 
 
 class Gaussianize(nn.Module):
@@ -49,27 +45,6 @@ def unsqueeze(z: Tensor) -> Tensor:
     """The inverse of squeeze."""
     b, h, w, c = z.shape
     return z.reshape(b, h, w, c // 4, 2, 2).permute(0, 1, 4, 2, 5, 3).reshape(b, 2 * h, 2 * w, c // 4)
-
-
-class Sampler(nn.Module):
-    """A density whose samples are decoded noise: what Glow and the Gaussian share."""
-
-    dims: int
-
-    def decode(self, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """(x, log q(x) [B]) from eps [B, D]."""
-        raise NotImplementedError
-
-    def rsample_with_log_prob(
-        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """n samples and their log q, with gradients through both."""
-        eps = torch.randn(n, self.dims, generator=generator)
-        return self.decode(temperature * eps.to(next(self.buffers()).device))
-
-    @torch.no_grad()
-    def sample(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        return self.rsample_with_log_prob(n, temperature, generator)[0]
 
 
 class Glow(Sampler):
@@ -192,45 +167,6 @@ class Glow(Sampler):
             raise RuntimeError("Glow is not initialised: call initialize(x) with data, or load a state, first")
 
 
-class Gaussian(Sampler):
-    """A Gaussian with the data's mean and covariance, with Glow's interface: the noise of plain NCE."""
-
-    mean: Tensor
-    factor: Tensor
-
-    def __init__(self, shape: tuple[int, ...]):
-        super().__init__()
-        self.shape, self.dims = tuple(shape), math.prod(shape)
-        self.register_buffer("mean", torch.zeros(self.dims))
-        self.register_buffer("factor", torch.eye(self.dims))
-
-    @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
-        flat = x.flatten(1).double()
-        self.mean.copy_(flat.mean(0))
-        self.factor.copy_(torch.linalg.cholesky(flat.T.cov() + 1e-6 * torch.eye(self.dims, device=x.device)))
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        white = torch.linalg.solve_triangular(self.factor, (x.flatten(1) - self.mean).T, upper=False).T
-        return normal_log_prob(white) - self.factor.diagonal().log().sum()
-
-    def decode(self, eps: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.mean + eps @ self.factor.T
-        return x.view(-1, *self.shape), normal_log_prob(eps) - self.factor.diagonal().log().sum()
-
-
-def halvings(side: int, most: int) -> int:
-    """How often an image is halved, by the flow's levels and by the EBM's strides: the one rule for every size.
-
-    At most `most` times, while the side is even and 2 or more remain: 8 -> 2 times, 16, 32 and 64 -> 3 of 3.
-    """
-    count = 0
-    while count < most and side % 2 == 0 and side // 2 >= 2:
-        side, count = side // 2, count + 1
-    return count
-
-
-def make_glow(shape: tuple[int, ...], flow: dict[str, Any]) -> Glow:
+def make_glow(shape: tuple[int, ...], levels: int, layers: str, **others: Any) -> Glow:
     """Glow from a `flow:` section of params.yaml; small images get fewer levels than it asks for."""
-    levels = halvings(shape[1], flow["levels"]) if flow["layers"] == "conv" else flow["levels"]
-    return Glow(shape, **{**flow, "levels": levels})
+    return Glow(shape, halvings(shape[1], levels) if layers == "conv" else levels, layers=layers, **others)

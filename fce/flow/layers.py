@@ -28,6 +28,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[-1] // 2).permute(0, 2, 3, 1)
 
 
+def halvings(side: int, most: int) -> int:
+    """How often an image is halved, by the flow's levels and by the EBM's strides: the one rule for every size.
+
+    At most `most` times, while the side is even and 2 or more remain: 8 -> 2 times, 16, 32 and 64 -> 3 of 3.
+    """
+    count = 0
+    while count < most and side % 2 == 0 and side // 2 >= 2:
+        side, count = side // 2, count + 1
+    return count
+
+
 class ActNorm(nn.Module):
     """Scale and shift per channel; `initialize` sets them to give zero mean and unit variance."""
 

@@ -1,24 +1,20 @@
-"""Image data: SVHN and CIFAR-10 (torchvision), scikit-learn's digits, a user's own npz.
+"""Where images come from: SVHN and CIFAR-10 (torchvision), scikit-learn's digits, a user's own npz.
 
 `FCE_DATA` names a folder of files you already have (the official archives, npz files, Inception weights); what
-is downloaded goes to build/downloads. Conventions: uint8 images, NHWC on disk, NCHW in training; the models'
-coordinates are x = (k + u) / levels - 1/2 with u uniform on [0, 1), for grey level k.
+is downloaded goes to build/downloads.
 """
 
-import math
 import os
+from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from fce.arrays import read_arrays
-from fce.data.fetch import obtain, way
-from fce.stage import UserError
-from fce.state import atomic, sha256
+from pipeline.errors import UserError
+from pipeline.fetch import obtain, way
+from pipeline.files import Arrays, Npz, atomic, read_arrays, sha256
+from pipeline.schema.data import Digits, Npz, Official
 
 DOWNLOADS = Path("build/downloads")
 OFFICIAL = {  # file: (address, sha256, as public code has it beside torchvision's md5, which its loaders check too)
@@ -41,29 +37,26 @@ OFFICIAL = {  # file: (address, sha256, as public code has it beside torchvision
 }
 SIZES = {"svhn": (73_257, 26_032), "cifar10": (50_000, 10_000)}
 OWN = ("train_images", "train_labels", "test_images", "test_labels")  # what a user's npz holds
-EDGE = 1e-4  # the noise keeps this far from its bin's walls, so that float32 cannot round it into the next bin
 
 
-def load(data: dict[str, Any]) -> dict[str, np.ndarray]:
+def load(data: Digits | Official | Npz) -> Arrays:
     """Arrays {train,validation,test}_{images,labels} and `levels`, as a `data:` section of params.yaml says.
 
     Raises:
         UserError: a file is missing, has a wrong checksum, or holds something other than labelled images.
     """
-    source = data["source"]
-    if source == "digits":
-        arrays = digits(data["test"], data["split_seed"])
-        levels = 17
-    elif source == "npz":
-        arrays, levels = read_arrays(find_npz(data["file"]), OWN), data["levels"]
+    if isinstance(data, Digits):
+        arrays, levels = digits(data.test, data.split_seed), 17
+    elif isinstance(data, Npz):
+        arrays, levels = read_arrays(find_npz(data.file), OWN), data.levels
     else:
-        arrays, levels = official(source), 256
-    check(arrays, levels, source)
-    arrays = split(arrays, data["validation"], data["split_seed"])
+        arrays, levels = official(data.source), 256
+    check(arrays, levels, data.source)
+    arrays = split(arrays, data.validation, data.split_seed)
     return {**arrays, "levels": np.array(levels)}
 
 
-def digits(test: int, seed: int) -> dict[str, np.ndarray]:
+def digits(test: int, seed: int) -> Arrays:
     """scikit-learn's 1,797 digits, 8x8x1, grey levels 0 to 16, with a fixed stratified test part."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -79,7 +72,7 @@ def digits(test: int, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def official(name: str) -> dict[str, np.ndarray]:
+def official(name: str) -> Arrays:
     """SVHN (train, test; label 10 read as 0) or CIFAR-10 through torchvision."""
     from torchvision import datasets
 
@@ -127,34 +120,42 @@ def find_npz(file: str) -> Path:
     return path
 
 
-def check(
-    arrays: dict[str, np.ndarray], levels: int, source: str, parts: tuple[str, ...] = ("train", "test")
-) -> None:
-    """Refuse what is not uint8 NHWC images of `levels` grey levels, or labels that do not fit them."""
+def check(arrays: Mapping[str, np.ndarray], levels: int, source: str, parts: tuple[str, ...] = ("train", "test"),
+          labelled: bool = True) -> None:
+    """Refuse what is not uint8 NHWC images of `levels` grey levels or, where `labelled`, labels that do not fit them.
+
+    Of an npz file it reads headers, and content only where that can be wrong.
+    """
+    header = arrays.header if isinstance(arrays, Npz) else arrays.__getitem__
+    first = header("train_images").shape
     for part in parts:
-        images, labels = arrays[f"{part}_images"], arrays.get(f"{part}_labels")
-        where = f"{source}, {part}_images"
-        if images.dtype != np.uint8:
-            raise UserError(f"{where}: dtype {images.dtype}, but grey levels are uint8; convert with .astype('uint8')")
-        if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] not in (1, 3):
-            raise UserError(f"{where}: shape {images.shape}, but square images [N, H, W, 1 or 3] are needed")
-        if images.shape[1:] != arrays["train_images"].shape[1:]:
-            raise UserError(f"{where}: shape {images.shape}, but train_images have {arrays['train_images'].shape}")
-        if images.shape[1] < 8:
-            raise UserError(f"{where}: side {images.shape[1]}; images of 8 pixels or more are needed")
-        if labels is not None and labels.ndim != 1:
-            raise UserError(f"{source}, {part}_labels: shape {labels.shape}, but one label per image is needed")
-        if len(images) == 0 or (labels is not None and len(images) != len(labels)):
-            raise UserError(f"{where}: {len(images)} images" + ("" if labels is None else f" and {len(labels)} labels"))
-        if images.max() >= levels:
-            raise UserError(f"{where}: grey level {images.max()}, but data.levels is {levels}")
-        if labels is None:
-            continue
-        if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() > 9:
-            raise UserError(f"{source}, {part}_labels: integers from 0 to 9 are needed")
+        where, (shape, dtype) = f"{source}, {part}_images", attrgetter("shape", "dtype")(header(f"{part}_images"))
+        if dtype != np.uint8:
+            raise UserError(f"{where}: dtype {dtype}, but grey levels are uint8; convert with .astype('uint8')")
+        if len(shape) != 4 or shape[1] != shape[2] or shape[3] not in (1, 3):
+            raise UserError(f"{where}: shape {shape}, but square images [N, H, W, 1 or 3] are needed")
+        if shape[1:] != first[1:]:
+            raise UserError(f"{where}: shape {shape}, but train_images have {first}")
+        if shape[1] < 8:
+            raise UserError(f"{where}: side {shape[1]}; images of 8 pixels or more are needed")
+        if shape[0] == 0:
+            raise UserError(f"{where}: 0 images")
+        if levels < 256 and (highest := arrays[f"{part}_images"].max()) >= levels:
+            raise UserError(f"{where}: grey level {highest}, but data.levels is {levels}")
+        if labelled:
+            check_labels(arrays[f"{part}_labels"], shape[0], f"{source}, {part}")
 
 
-def split(arrays: dict[str, np.ndarray], validation: int, seed: int) -> dict[str, np.ndarray]:
+def check_labels(labels: np.ndarray, images: int, where: str) -> None:
+    if labels.ndim != 1:
+        raise UserError(f"{where}_labels: shape {labels.shape}, but one label per image is needed")
+    if len(labels) != images:
+        raise UserError(f"{where}_images: {images} images and {len(labels)} labels")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() > 9:
+        raise UserError(f"{where}_labels: integers from 0 to 9 are needed")
+
+
+def split(arrays: Arrays, validation: int, seed: int) -> Arrays:
     """Cut a validation part from the training part, never from the test part, by index."""
     images, labels = arrays["train_images"], arrays["train_labels"]
     if validation > len(images) - 2:
@@ -169,41 +170,3 @@ def split(arrays: dict[str, np.ndarray], validation: int, seed: int) -> dict[str
         "test_images": arrays["test_images"],
         "test_labels": arrays["test_labels"].astype(np.int64),
     }
-
-
-def padded(side: int) -> int:
-    """The side the models see: 28 is padded to 32, an even side stays."""
-    return 4 * math.ceil(side / 4) if side != 28 else 32
-
-
-def to_tensor(images: np.ndarray) -> Tensor:
-    """uint8 NHWC arrays as uint8 NCHW tensors, padded with level 0 where the models need it."""
-    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    extra = padded(x.shape[2]) - x.shape[2]
-    return F.pad(x, (extra // 2, extra - extra // 2) * 2) if extra else x
-
-
-def to_images(x: Tensor, side: int) -> np.ndarray:
-    """The inverse of to_tensor."""
-    start = (x.shape[2] - side) // 2
-    return x[:, :, start : start + side, start : start + side].permute(0, 2, 3, 1).cpu().numpy()
-
-
-def dequantize(images: Tensor, levels: int, generator: torch.Generator | None = None) -> Tensor:
-    """Model coordinates x in (-1/2, 1/2) from uint8 images, with fresh uniform noise."""
-    noise = torch.rand(images.shape, generator=generator, device=generator.device if generator else images.device)
-    noise = noise.to(images.device).clamp(EDGE, 1 - EDGE)
-    return (images + noise) / levels - 0.5
-
-
-def quantize(x: Tensor, levels: int) -> Tensor:
-    """uint8 grey levels of model coordinates: floor, then clip into the box."""
-    return ((x + 0.5) * levels).floor().clamp(0, levels - 1).to(torch.uint8)
-
-
-def bits_per_dim(log_prob: Tensor, levels: int, dims: int, seen: int | None = None) -> Tensor:
-    """Bits per dimension from log-densities in nats of dequantised x in [-1/2, 1/2): Theis et al., eq. 8.
-
-    Where padding adds to an image's `dims` dimensions, the density is over `seen` of them, and so is its code.
-    """
-    return ((seen or dims) * math.log2(levels) - log_prob / math.log(2)) / dims

@@ -9,7 +9,7 @@ import hashlib
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fce import parallel
-from fce.progress import log
-from fce.stage import Interrupted
-from fce.state import atomic, load, packed, sha256
+from pipeline import processes
+from pipeline.checkpoint import load, packed
+from pipeline.errors import Interrupted
+from pipeline.files import sha256, write_bytes
+from pipeline.progress import log
 
 KEPT = 2  # the newest states, so that one may be broken
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # clusters and Ctrl-C ask before they kill
@@ -44,26 +45,36 @@ def listening() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class State:
+    """Plain values that a loop goes on from, as a base class: its attributes, whatever they are."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
 class Keeper:
-    """Keeps the state of one loop: `parts`, which change in place, all sources of chance, and facts.
+    """Keeps the state of one loop: its `parts`, which change in place, and all sources of chance.
 
     Args:
         folder: where states lie; None keeps nothing.
         every: seconds between two of them.
-        parts: things with state_dict and load_state_dict, random generators, or lists of these.
+        parts: things with state_dict and load_state_dict, random generators, or lists of these; restored in this order.
     """
 
     def __init__(self, folder: Path | None = None, every: float = 0.0, **parts: Any):
         self.folder, self.every, self.parts = folder, every, parts
         self.saved, self.count = time.monotonic(), 0
 
-    def load(self) -> dict[str, Any]:
-        """Bring the parts back to the newest whole state; returns the facts saved with it, {} where there is none."""
-        facts = self.newest()
-        parallel.wait()  # before the first process drops a state, all have read theirs
-        return facts
+    def load(self) -> bool:
+        """Bring the parts back to the newest whole state; whether there was one."""
+        found = self.newest()
+        processes.wait()  # before the first process drops a state, all have read theirs
+        return found
 
-    def newest(self) -> dict[str, Any]:
+    def newest(self) -> bool:
         for path in self.states():
             number, digest = path.stem.split("-")
             self.count = max(self.count, int(number))
@@ -75,35 +86,33 @@ class Keeper:
                 restore(part, state["parts"][name])
             restore_chance(state["chance"])
             log.info("going on from the state of %s", time.strftime("%F %T", time.localtime(path.stat().st_mtime)))
-            facts: dict[str, Any] = state["facts"]
-            return facts
-        return {}
+            return True
+        return False
 
     def states(self) -> list[Path]:
         """The newest first."""
         return sorted(self.folder.glob("*.pt"), reverse=True) if self.folder else []
 
-    def tick(self, facts: Callable[[], dict[str, Any]]) -> None:
+    def tick(self) -> None:
         """Call between two steps: saves now and then, and ends the run with Interrupted where it was asked to stop."""
-        stop = parallel.anyone(bool(asked))
+        stop = processes.anyone(bool(asked))
         if self.folder and (stop or time.monotonic() - self.saved >= self.every):
-            self.save(facts())
+            self.save()
         if stop:
             number = (asked or [signal.SIGTERM])[0]
             kept = "its state is kept; the same command goes on from there" if self.folder else "nothing was kept"
             raise Interrupted(f"stopped by {signal.Signals(number).name}; {kept}", number)
 
-    def save(self, facts: dict[str, Any]) -> None:
+    def save(self) -> None:
         """Save a state, and drop all but the newest; a full disk costs a warning, and the run goes on."""
-        if not self.folder or parallel.rank():
+        if not self.folder or processes.rank():
             return
         self.count += 1
         parts = {name: state_of(part) for name, part in self.parts.items()}
         try:
-            content = packed({"parts": parts, "chance": chance(), "facts": facts})
+            content = packed({"parts": parts, "chance": chance()})
             newest = self.folder / "newest"  # one name: what a kill leaves of it is written over
-            with atomic(newest) as partial:
-                partial.write_bytes(content)
+            write_bytes(newest, content)
             newest.rename(self.folder / f"{self.count:06d}-{hashlib.sha256(content).hexdigest()[:16]}.pt")
             for old in self.states()[KEPT:]:
                 old.unlink()

@@ -1,59 +1,31 @@
-"""The one door to MLflow, and provenance.
+"""Send records to MLflow: the one door to it.
 
 A stage writes its record (parameters, curves, scores) as lines of JSON beside its output; MLflow is a
 mirror of these files. A run longer than a minute is mirrored while it lasts; what is left is sent by
-`python -m fce.track`, which Snakemake calls at its end. A broken server warns and costs nothing: sending again doubles
+`fce send`, which Snakemake calls at its end. A broken server warns and costs nothing: sending again doubles
 nothing. The record is locked while its run lasts, so that two runs never write the same outputs.
 """
 
+import argparse
 import fcntl
 import json
 import os
 import platform
-import subprocess
-import sys
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fce.progress import log
-from fce.stage import Interrupted, UserError
+from pipeline.catalogue import ROOT
+from pipeline.errors import Interrupted, UserError
+from pipeline.progress import log, open_door
 
-ROOT = Path(__file__).resolve().parent.parent
 LIVE = 60.0  # seconds after which a running stage begins to be mirrored, and between two mirrorings
 PATIENCE = 15.0  # seconds that a run's end waits for MLflow
-
-
-@cache
-def environment() -> dict[str, Any]:
-    """What made a number: commit, dirty flag, lock, device, versions."""
-    import torch
-
-    from fce.state import sha256
-
-    lock = ROOT / "envs" / "requirements.lock"
-    gpu = torch.cuda.is_available()
-    return {
-        "commit": git("rev-parse", "HEAD") or "not a git checkout",
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "lock": sha256(lock)[:16] if lock.exists() else "none",
-        "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU",
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-    }
-
-
-def git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
 
 
 class Run:
@@ -175,7 +147,7 @@ def send(path: Path) -> bool:
         return True
     except Exception as error:  # any failure of the mirror, of whatever kind, must not cost the run
         log.warning(
-            "MLflow (%s) did not take %s: %s. Send it later: python -m fce.track",
+            "MLflow (%s) did not take %s: %s. Send it later: python -m fce send",
             tracking_uri(),
             path,
             (str(error).splitlines() or [type(error).__name__])[0][:200],
@@ -200,7 +172,7 @@ def mirror(lines: list[dict[str, Any]], start: int) -> None:
     """Send lines[start:] to the record's run in MLflow; what an interrupted sending has brought there stays single."""
     for limit, value in (("MAX_RETRIES", "1"), ("TIMEOUT", "10")):
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{limit}", value)
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient  # takes seconds to import
     from mlflow.entities import Metric, Param, RunTag
 
     client, head = MlflowClient(tracking_uri=tracking_uri()), lines[0]
@@ -227,10 +199,9 @@ def mirror(lines: list[dict[str, Any]], start: int) -> None:
         client.set_terminated(run_id, lines[-1]["status"], lines[-1]["time"])
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Send every record below build/ that MLflow does not have yet."""
-    from fce.progress import open_door
-
+    argparse.ArgumentParser(prog="fce send", description=main.__doc__).parse_args(argv)
     open_door()
     waiting = [path for path in sorted((ROOT / "build").rglob("*.run.jsonl")) if unsent(path)]
     failed = 0
@@ -246,7 +217,3 @@ def main() -> int:
 def unsent(path: Path) -> bool:
     lines = read_record(path)
     return lines_sent(path, lines) < len(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

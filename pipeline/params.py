@@ -1,0 +1,228 @@
+"""Reads and checks params.yaml, cuts it into a slice for each stage, and knows which runs there are.
+
+This module needs neither torch nor data, so that `snakemake -n` is quick.
+"""
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import YAMLError
+
+from pipeline.catalogue import ARMS, CLASSIFIER, FEATURES, INCEPTION, MODEL, NEXT_FLOW, SEED, STAGES
+from pipeline.mistakes import ParamsError, check, require_keys, suggestion
+from pipeline.schema.data import SOURCES, TOY_SOURCES
+from pipeline.schema.experiment import KINDS, SECTIONS, Experiment, Profile, Sections, ToyExperiment
+from pipeline.schema.kinds import Strict
+
+PROFILES = ("full", "quick")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of an experiment: it stands in paths and in shell commands
+Run = tuple[int | None, str]  # seed and arm; None and "" where an output has none
+
+
+class Params(Strict):
+    """All of params.yaml, resolved: `experiments[profile][name]`."""
+
+    profiles: dict[str, Profile]
+    experiments: dict[str, dict[str, Experiment]]
+
+    def names(self, profile: str, kind: str) -> list[str]:
+        """A profile's experiments of one kind, `toy` or `images`."""
+        return [name for name, each in self.experiments[profile].items() if isinstance(each, KINDS[kind])]
+
+    def seeds(self, profile: str, experiment: str) -> list[int]:
+        seeds = self.profiles[profile].seeds
+        return seeds.toy if isinstance(self.experiments[profile][experiment], ToyExperiment) else seeds.images
+
+    def has(self, stage: str, profile: str, experiment: str) -> bool:
+        """Whether an experiment has a stage: all of its sections."""
+        given = {*type(self.experiments[profile][experiment]).model_fields, "joint"}
+        return bool(STAGES[stage].sections) and given.issuperset(STAGES[stage].sections)
+
+    def models(self, stage: str, profile: str, experiment: str) -> tuple[str, ...]:
+        """The arms, and the models beside them, that a stage is run on."""
+        arms = self.experiments[profile][experiment].arms
+        groups = {
+            "arms": tuple(arms),
+            "flows": ("mle", *(arm for arm in arms if arms[arm].noise == "flow")),
+            "ebms": tuple(arm for arm in arms if arms[arm].value_weight > 0),  # else the EBM only looks on
+        }
+        return tuple(itertools.chain.from_iterable(groups.get(each, (each,)) for each in STAGES[stage].of))
+
+    def measured(self, profile: str, experiment: str) -> dict[str, tuple[str, ...]]:
+        """The models that each measure of an experiment is taken of."""
+        return {name: self.models(name, profile, experiment) for name, stage in STAGES.items()
+                if stage.measures and self.has(name, profile, experiment)}
+
+    def runs(self, stage: str, profile: str, experiment: str) -> list[Run]:
+        """Every seed and arm of a stage."""
+        seeds = self.seeds(profile, experiment) if STAGES[stage].seeded else [None]
+        return list(itertools.product(seeds, self.models(stage, profile, experiment) or [""]))
+
+    def place(self, pattern: str, profile: str, experiment: str, seed: int | None = None, arm: str = "") -> str:
+        """A path of the catalogue, of one run; "" where its model has none."""
+        for name, path in (
+            (MODEL, ARMS[arm].model if arm in ARMS else ""),
+            (FEATURES, lambda: self.features(profile, experiment)),
+            (NEXT_FLOW, lambda: SEED.replace("{seed}", str(self.next_seed(profile, experiment, seed))) + "pretrain.pt"),
+        ):
+            if name == pattern:
+                pattern = path if isinstance(path, str) else path()
+        return pattern.format(profile=profile, experiment=experiment, seed=seed, arm=arm)
+
+    def features(self, profile: str, experiment: str) -> str:
+        settings = self.experiments[profile][experiment]
+        assert not isinstance(settings, ToyExperiment)
+        return INCEPTION if settings.fid.features == "inception" else CLASSIFIER
+
+    def next_seed(self, profile: str, experiment: str, seed: int | None) -> int:
+        """The profile's next seed, after the last the first."""
+        seeds = self.seeds(profile, experiment)
+        return seeds[(seeds.index(seed) + 1) % len(seeds)] if seed in seeds else seeds[0]
+
+    def inputs(self, stage: str, profile: str, experiment: str, seed: int | None = None, arm: str = "") -> dict[str, str]:
+        """{flag: path} of what one run of a stage reads."""
+        paths = {flag: self.place(pattern, profile, experiment, seed, arm)
+                 for flag, pattern in STAGES[stage].needs.items()}
+        if stage == "joint":
+            joint = self.experiments[profile][experiment].arms[arm]
+            if joint.start == "random" or joint.noise == "gaussian":
+                del paths["flow"]
+        return {flag: path for flag, path in paths.items() if path}
+
+    def outputs(self, stage: str, profile: str, experiment: str, seed: int | None = None, arm: str = "") -> list[str]:
+        """What one run of a stage writes: the output, then what belongs to it."""
+        out = self.place(STAGES[stage].out, profile, experiment, seed, arm)
+        return [out, *(str(Path(out).with_suffix(f".{ending}")) for ending in STAGES[stage].beside)]
+
+    def scores(self, profile: str, experiment: str) -> list[str]:
+        """Every score file of an experiment."""
+        return [self.outputs(measure, profile, experiment, *run)[0] for measure in self.measured(profile, experiment)
+                for run in self.runs(measure, profile, experiment)]
+
+    def slice(self, stage: str, profile: str, experiment: str, arm: str = "") -> str:
+        """The text of a stage's slice."""
+        settings = self.experiments[profile][experiment]
+        content = {name: (settings.arms[arm] if name == "joint" else getattr(settings, name)).model_dump()
+                   for name in STAGES[stage].sections}
+        return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+    def slices(self, profile: str, experiment: str) -> dict[str, str]:
+        """{path: text} of every slice of an experiment."""
+        found = {}
+        for name, stage in STAGES.items():
+            if self.has(name, profile, experiment):
+                for arm in self.experiments[profile][experiment].arms if "joint" in stage.sections else [""]:
+                    path = stage.slice.format(profile=profile, experiment=experiment, arm=arm)
+                    found[path] = self.slice(name, profile, experiment, arm)
+        return found
+
+
+def read_slice(text: str | bytes, stage: str) -> Sections:
+    """A stage's parameters, checked.
+
+    Raises:
+        ParamsError: as `load`.
+        ValueError: it is no JSON.
+    """
+    content = json.loads(text)
+    require_keys(content, STAGES[stage].sections, f"the slice of {stage}")
+    return Sections(**{name: check(SECTIONS[name], given, name) for name, given in content.items()})
+
+
+def merge(*layers: dict[str, Any]) -> dict[str, Any]:
+    """The layers laid over each other, later ones winning, mappings merged key by key."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = merge(result[key], value) if both else value
+    return result
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read, resolve and check params.yaml.
+
+    Raises:
+        ParamsError: one message that names the key, where it stands and the nearest valid one.
+    """
+    return resolved(read(Path(path)), str(path))
+
+
+def read(path: Path) -> Any:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return YAML(typ="safe", pure=True).load(file)
+    except FileNotFoundError:
+        raise ParamsError(f"{path} does not exist; run from the repository's root") from None
+    except OSError as error:
+        raise ParamsError(f"{path} can't be read: {error.strerror}") from None
+    except DuplicateKeyError as error:
+        key = re.search(r'found duplicate key "(.*?)" with', str(error), re.DOTALL)
+        raise ParamsError(f"{path}, line {error.problem_mark.line + 1}: key '{key[1] if key else ''}' is given twice"
+                          ) from None
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date as 2020-13-45
+        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def resolved(raw: Any, where: str) -> Params:
+    """All of params.yaml from its plain content.
+
+    Raises:
+        ParamsError: as `load`.
+    """
+    require_keys(raw, (*PROFILES, "defaults", "experiments"), where)
+    require_keys(raw["defaults"], tuple(KINDS), "defaults")
+    for kind, model in KINDS.items():
+        keys = tuple(key for key in (*model.model_fields, "joint") if key != "data")
+        require_keys(raw["defaults"][kind], keys, f"defaults.{kind}", every=False)
+    if not isinstance(raw["experiments"], dict):
+        raise ParamsError("experiments must be a mapping of names to experiments")
+    profiles = {name: check(TypeAdapter(Profile), raw[name], name) for name in PROFILES}
+    experiments: dict[str, dict[str, Experiment]] = {}
+    for profile, chosen in profiles.items():
+        for name in [*chosen.experiments, *chosen.overrides]:
+            if name not in raw["experiments"]:
+                raise ParamsError(f"{profile} names the experiment '{name}', which experiments: does not have"
+                                  + suggestion(name, raw["experiments"]))
+        experiments[profile] = {name: resolve(raw, profile, name) for name in chosen.experiments}
+    for name in raw["experiments"]:  # entries no profile lists are checked too
+        if not any(name in group for group in experiments.values()):
+            resolve(raw, "full", name)
+    return Params(profiles=profiles, experiments=experiments)
+
+
+def kind_of(own: Any) -> str:
+    """Whether an experiment's entry is of 2D densities (toy) or of images, which it is where it does not tell."""
+    section = own.get("data") if isinstance(own, dict) else None
+    return "toy" if isinstance(section, dict) and section.get("source") in TOY_SOURCES else "images"
+
+
+def resolve(raw: dict[str, Any], profile: str, name: str) -> Experiment:
+    own, override = raw["experiments"][name], raw[profile]["overrides"].get(name, {})
+    where, kind = f"experiments.{name}", kind_of(own)
+    if not isinstance(own, dict) or not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ParamsError(
+            f"{ascii(where)[1:-1]}: an experiment is a mapping, and its name text, no number: at most 64 letters "
+            "(a to z), digits, - and _"
+        )
+    whole = merge(raw["defaults"][kind], own, override)
+    shared, arms = whole.pop("joint", {}), whole.get("arms", {})
+    if not isinstance(shared, dict) or not isinstance(arms, dict):
+        raise ParamsError(f"{where}: joint and arms must be mappings")
+    known = [arm for arm in ARMS if kind in ARMS[arm].kinds]
+    require_keys(arms, known, f"{where}.arms", every=False)
+    for arm, settings in arms.items():
+        if not isinstance(settings, dict | None):
+            raise ParamsError(f"{where}.arms.{arm} must be a mapping (got {settings!r})")
+    whole["arms"] = {arm: merge(shared, arms[arm] or {}) for arm in known if arm in arms}
+    if isinstance(source := whole.get("data"), dict) and source.get("source") not in SOURCES:
+        whole_kind: TypeAdapter[Any] = SECTIONS["data"]
+        check(whole_kind, source, f"{where}.data")
+    experiment: Experiment = check(TypeAdapter(KINDS[kind]), whole, where)
+    return experiment

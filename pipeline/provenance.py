@@ -1,0 +1,34 @@
+"""Where a number comes from: commit, dirty flag, lock, device, versions."""
+
+import platform
+import subprocess
+from functools import cache
+from typing import Any
+
+from pipeline.catalogue import ROOT
+from pipeline.files import sha256
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """What made a number."""
+    import torch  # takes seconds, and who only reads records does without
+
+    lock = ROOT / "envs" / "requirements.lock"
+    gpu = torch.cuda.is_available()
+    return {
+        "commit": git("rev-parse", "HEAD") or "not a git checkout",
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "lock": sha256(lock)[:16] if lock.exists() else "none",
+        "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU",
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
+
+
+def git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,1 @@
+"""The shape of params.yaml: typed, frozen, unknown keys refused; no field has a default, all stands in the file."""

@@ -1,0 +1,106 @@
+"""The sections of what trains: networks, maximum likelihood, the game, and DCGAN."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.schema.kinds import Amount, Count, Few, Positive, Rate, Share, Strict, Width, Widths
+
+
+class Flow(Strict):
+    levels: Few
+    steps: Few
+    width: Width
+    layers: Literal["fc", "conv"]
+    coupling: Literal["additive", "affine"]
+    scale_floor: Share
+    input: Literal["identity", "centered", "logit"]
+
+    @model_validator(mode="after")
+    def fits(self) -> "Flow":
+        if self.layers == "fc" and (self.levels != 1 or self.input != "identity"):
+            raise ValueError("layers: fc goes with levels: 1 and input: identity")
+        return self
+
+
+class Energy(Strict):
+    layers: Literal["fc", "conv"]
+    widths: Widths
+    slope: Share
+
+
+Precision = Literal["fp32", "tf32", "bf16"]
+
+
+class Pretrain(Strict):
+    steps: Positive
+    batch: Amount
+    optimizer: Literal["adam", "adamax"]
+    lr: Rate
+    warmup: Count
+    decay: Literal["constant", "cosine"]
+    clip: Rate
+    ema: Share
+    precision: Precision
+    validate_every: Positive
+    select: Literal["last", "validation"]
+
+
+class Alarms(Strict):
+    ratio_growth: Rate
+    ratio_floor: Rate
+    round_trip: Rate
+    log_scale: Rate
+
+
+class Joint(Strict):
+    start: Literal["pretrained", "random"]
+    noise: Literal["flow", "frozen-flow", "gaussian"]
+    energy: Literal["plain", "residual"]
+    batch: Amount
+    noise_ratio: Few
+    ebm_updates: Positive
+    warm_start: Count
+    head_start: Count
+    rule: Literal["accuracy", "ratio"]
+    ebm_per_round: Positive
+    flow_per_round: Positive
+    accuracy_decay: Share
+    ebm_lr: Rate
+    c_lr: Rate
+    flow_lr: Rate
+    flow_warmup: Count
+    value_weight: Annotated[float, Field(ge=0, le=1e9)]
+    mle_weight: Annotated[float, Field(ge=0, le=1e9)]
+    decay: Literal["constant", "cosine"]
+    ebm_clip: Rate
+    flow_clip: Rate
+    ema: Share
+    precision: Precision
+    log_every: Positive
+    alarms: Alarms
+
+    @model_validator(mode="after")
+    def fits(self) -> "Joint":
+        if self.start == "random" and (self.noise != "flow" or self.energy == "residual"):
+            raise ValueError("start: random goes with noise: flow and energy: plain")
+        if self.energy == "residual" and self.noise == "gaussian":
+            raise ValueError("energy: residual needs a flow as its base, not noise: gaussian")
+        return self
+
+
+class Rates(Strict):
+    discriminator_lr: Rate
+    generator_lr: Rate
+    updates: Positive
+
+
+class Dcgan(Strict):
+    latent: Width
+    widths: Annotated[list[Width], Field(min_length=2, max_length=16)]
+    batch: Annotated[int, Field(ge=2, le=10**7)]
+    beta1: Share
+    rates: Literal["orig", "ttur"]
+    orig: Rates
+    ttur: Rates
+    log_every: Positive

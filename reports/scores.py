@@ -1,0 +1,192 @@
+"""What the stages wrote, as frames: scores with one row for each number, and training curves.
+
+Of files below build/<profile>/ only those count that params.yaml names now; the others are left over.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import ValidationError
+
+from eval.score import read_scores
+from pipeline.catalogue import ARMS, SCORES, STAGES, score
+from pipeline.errors import UserError
+from pipeline.params import Params, Run
+from reports.verdicts import ALONE, Values, estimate, number
+from reports.words import MODELS
+
+COLUMNS = ["profile", "experiment", "seed", "arm", "measure", "name", "model", "labels", "value",
+           "standard_error", "draws"]
+CURVES = {"pretrain": ("step", "validation"), "joint": ("ebm_updates", "value", "accuracy_data", "accuracy_gen")}
+CONVERGED = 0.2  # mean squared error of log p at which a 2D run counts as converged; paper.yaml says why
+
+Reason = Callable[[str, str, str], str]  # (experiment, arm, stage) -> why its output is missing
+
+
+@dataclass(frozen=True)
+class Results:
+    """The outputs below a build folder that params.yaml names for a profile."""
+
+    settings: Params
+    profile: str
+    build: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.build / self.profile
+
+    def outputs(self, stage: str, experiment: str) -> dict[Run, Path]:
+        """{(seed, arm): output} of every run of a stage, there or not; none of an experiment that has no such stage."""
+        settings, place = self.settings, (self.profile, experiment)
+        if experiment not in settings.experiments[self.profile] or not settings.has(stage, *place):
+            return {}
+        return {run: self.build / Path(settings.outputs(stage, *place, *run)[0]).relative_to("build")
+                for run in settings.runs(stage, *place)}
+
+    def found(self, stage: str, experiment: str, ending: str) -> dict[Run, Path]:
+        """{(seed, arm): file} of the runs of a stage that have written a file with this ending."""
+        files = {run: path.with_suffix(ending) for run, path in self.outputs(stage, experiment).items()}
+        return {run: path for run, path in files.items() if path.exists()}
+
+    @cached_property
+    def named(self) -> set[Path]:
+        """Every output, there or not, without its ending."""
+        return {path.with_suffix("") for experiment in self.settings.experiments[self.profile] for stage in STAGES
+                for path in self.outputs(stage, experiment).values()}
+
+    @cached_property
+    def files(self) -> list[dict[str, Any]]:
+        """Every score file, left over or not."""
+        return score_files(self.folder)
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        return score_table(file for file in self.files if file["file"].with_suffix("") in self.named)
+
+
+def score_files(folder: Path) -> list[dict[str, Any]]:
+    """Every score file of build/<profile>, left over or not: its content and, as `file`, where it lies.
+
+    Raises:
+        UserError: a file is no score file, has what no list knows, or its content belongs to another place.
+    """
+    for path in folder.glob("*/seed-*"):
+        if not path.name.removeprefix("seed-").isdecimal():
+            raise UserError(f"{path}: 'seed-' and a number is the name of a run's folder; rename or delete it")
+    found = []
+    for path in sorted(folder.glob("*/seed-*/*/*.json")):
+        try:
+            content = read_scores(path).model_dump()
+            if content["arm"] not in ARMS:
+                raise ValueError(f"the arm '{content['arm']}' is in no list; add it to ARMS in pipeline/catalogue.py")
+        except ValueError as error:
+            first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+            what = ".".join(map(str, (*first["loc"], first["msg"].removeprefix("Value error, "))))
+            raise UserError(f"{path} is not a score file ({what}); delete it and run snakemake") from None
+        place = [content[key] for key in ("profile", "experiment", "seed", "arm", "measure")]
+        seed = int(path.parents[1].name.removeprefix("seed-"))
+        if place != [folder.name, path.parents[2].name, seed, path.parent.name, path.stem]:
+            raise UserError(f"{path} holds the scores of {place}: it was moved; delete it and run snakemake")
+        found.append({**content, "file": path})
+    return found
+
+
+def score_table(files: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """One row per score, with COLUMNS."""
+    rows = [{**file, **score} for file in files for score in file["scores"]]
+    return pd.DataFrame(rows, columns=COLUMNS).astype(
+        {"value": float, "seed": int, "labels": float, "standard_error": float})
+
+
+def curves(results: Results, experiment: str, stage: str) -> pd.DataFrame:
+    """The curves of all runs of a stage, one below the other; columns seed and arm (empty before the arms)."""
+    frames = [pd.DataFrame()]
+    for (seed, arm), path in results.found(stage, experiment, ".csv").items():
+        try:
+            frame = pd.read_csv(path)
+        except ValueError as error:
+            raise UserError(f"{path} is no curve ({error}); delete it and run snakemake") from None
+        if lacking := [column for column in CURVES[stage] if column not in frame]:
+            raise UserError(f"{path} is no curve (it has no {lacking[0]}); delete it and run snakemake")
+        frames.append(frame.assign(seed=seed, arm=arm))
+    return pd.concat(frames, ignore_index=True)
+
+
+def convergence(joint: pd.DataFrame, profile: str, experiment: str) -> pd.DataFrame:
+    """Scores `updates_to_converge` (Figure 2) from the curves of joint training.
+
+    The value is the number of EBM updates until mse_ema < CONVERGED, or the whole budget where it never is.
+    """
+    rows = []
+    for (seed, arm), run in joint.groupby(["seed", "arm"]) if "mse_ema" in joint else []:
+        below = run.loc[run["mse_ema"] < CONVERGED, "ebm_updates"]
+        value = below.min() if len(below) else run["ebm_updates"].max()
+        rows.append({"profile": profile, "experiment": experiment, "seed": seed, "arm": arm, "measure": "joint",
+                     "name": "updates_to_converge", "model": "ebm", "value": value})
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float, "seed": int, "standard_error": float})
+
+
+def by_seed(scores: pd.DataFrame, **keys: str) -> Values:
+    """The scores with these columns."""
+    return Values.of(scores[np.logical_and.reduce([scores[key] == value for key, value in keys.items()])])
+
+
+def links(seeds: Iterable[int], experiment: str, arm: str, stage: str) -> list[tuple[str, str]]:
+    """Seeds, linked to their rows of the provenance table."""
+    return [(str(seed), anchor(experiment, arm, stage, seed)) for seed in seeds]
+
+
+def anchor(*place: Any) -> str:
+    """The id of a row of the provenance table: experiment, arm (if any), stage, seed."""
+    return "-".join(str(part) for part in place if part != "")
+
+
+def column(name: str) -> dict[str, Any]:
+    """Where a score stands in a table: Measure, its column's heading, and `order`, the column's place in SCORES."""
+    known = score(name)
+    heading = known.heading if name in SCORES else f"{known.heading} {name.rpartition('_')[2]}"  # one of many
+    return {"Measure": heading, "order": list(SCORES.values()).index(known)}
+
+
+def shown(scores: pd.DataFrame, experiment: str, table: str) -> pd.DataFrame:
+    """An experiment's scores of one table, in a reader's words: Measure, Model, Labels, Seed; in the order of ARMS."""
+    rows, arms = [], list(ARMS)
+    for row in scores[scores["experiment"] == experiment].to_dict("records"):
+        arm, model, known = row["arm"], row["model"], score(row["name"])
+        if known.table != table:
+            continue
+        label = f"{MODELS[model]} ({ARMS[arm].words})"
+        if known.row.startswith(", "):
+            label += known.row
+        elif known.row and model == "data":
+            label = known.row
+        if row["measure"] == "bits_per_dim" and model == "ebm":
+            label += ", learned c, unverified"
+        place = (arms.index(arm), model != "data", model != "flow", row["seed"])
+        rows.append({**row, **column(known.column or row["name"]), "Model": label, "Seed": row["seed"],
+                     "Labels": row["labels"], "place": place})
+    words = ["Measure", "Model", "Labels", "Seed"]
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *words, "order", "place"]).sort_values("place", kind="stable")
+    return frame.drop_duplicates(words)  # the truth's scores stand in the files of several arms
+
+
+def spread(chosen: pd.DataFrame, rows: list[str], across: str = "Measure") -> pd.DataFrame:
+    """A row for each combination of `rows`, a column for each value of `across`: means ± half-widths, or each seed's.
+
+    The column Seeds counts a row's seeds; a cell that is a mean over fewer says so.
+    """
+    columns = list(dict.fromkeys(chosen.sort_values("order", kind="stable")[across]))
+    table = []
+    for row, group in chosen.groupby(rows, sort=False):
+        cells, n = dict(zip(rows, map(str, row), strict=True)), group["Seed"].nunique()
+        for heading, cell in group.groupby(across):
+            values = Values.of(cell)
+            text = number(values.interval()[0]) if "Seed" in rows else estimate(values)
+            cells[str(heading)] = text + (f" (n = {len(values)})" if len(values) < n and ALONE not in text else "")
+        table.append(cells if "Seed" in rows else cells | {"Seeds": str(n)})
+    return pd.DataFrame(table, columns=[*rows, *columns, *([] if "Seed" in rows else ["Seeds"])]).fillna("–")

@@ -1,0 +1,12 @@
+"""Words of the report alone: what it calls experiments, models and the paper's figures."""
+
+DATA = {"svhn": "SVHN", "cifar10": "CIFAR-10", "digits": "digits (8×8, not the paper's)",
+        "ring-tight": "ring, tight modes", "ring-paper": "ring, the paper's literal recipe"}
+MODELS = {"flow": "Glow", "generator": "generator", "ebm": "EBM", "features": "features", "network": "network",
+          "data": "data"}
+SAMPLES = {"svhn": "Figures 3 and 5. ", "cifar10": "Figures 3 and 6. "}  # numbers in the paper
+
+
+def called(experiment: str) -> str:
+    """An experiment by its data."""
+    return DATA.get(experiment, experiment)
