@@ -12,6 +12,7 @@ $(VENV)/installed: envs/requirements.lock envs/bootstrap.lock
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q --require-hashes -r envs/bootstrap.lock
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/uv pip sync -q --compile-bytecode --require-hashes envs/requirements.lock
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/uv pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
 install: $(VENV)/installed  ## the locked environment, in .venv
@@ -28,7 +29,7 @@ test: install  ## the tests
 	python -m pytest
 
 lint: install  ## ruff and mypy
-	ruff check . && mypy fce eval reports benchmarks
+	ruff check . && mypy pipeline fce eval reports benchmarks
 
 bench: install  ## our Glow against normflows and nflows, and other speeds (half an hour): benchmarks/results
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --compile-bytecode --require-hashes -r envs/bench.lock
@@ -41,17 +42,21 @@ bench: install  ## our Glow against normflows and nflows, and other speeds (half
 
 ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
 ui: install  ## send what MLflow does not have yet; then its UI, on loopback unless HOST=... says otherwise
-	-python -m fce.track
+	-python -m fce send
 	mlflow server --host $(HOST) --port 5000 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
 pull: install  ## outputs from the DVC remote, marked as up to date for Snakemake too
-	dvc pull --allow-missing && snakemake --cores 1 --touch quick full
+	@dvc remote list | grep -q . || { echo "no DVC remote is set; name the place that somebody pushed outputs to:" \
+	  "dvc remote add --default NAME PLACE (a folder, ssh://..., s3://...), then make pull"; exit 2; }
+	@test -f dvc.lock || { echo "there is no dvc.lock, which says what to fetch; it is committed with what is published"; exit 2; }
+	dvc pull --allow-missing
+	snakemake --cores 1 --touch --forceall $$(ls -d build/*/*/scores.json build/report/*/index.html)
 
 COMPILE = $(VENV)/bin/uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
   --no-header --no-annotate -q
 EXTRA = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])
 lock: pyproject.toml  ## refresh the lock files (envs/README.md)
-	$(COMPILE) pyproject.toml --extra dev --extra slurm -o envs/requirements.lock
+	$(COMPILE) pyproject.toml --extra suite --extra dev --extra slurm -o envs/requirements.lock
 	grep -A999 '^uv==' envs/requirements.lock | awk 'NR==1 || /^ /{print; next} {exit}' > envs/bootstrap.lock
 	python -c '$(EXTRA)' | tr ' ' '\n' | $(COMPILE) - -c envs/requirements.lock -o envs/bench.lock
 

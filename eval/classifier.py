@@ -1,20 +1,21 @@
-"""Stage: classifier. One small network per data set, trained once and shared by all seeds and arms.
+"""A small classifier per data set, shared by all seeds and arms, for Fréchet distances.
 
 Its features serve a Fréchet distance where Inception's weights are not at hand or not fit (8x8 grey images). That
 distance is called FD, never FID.
 """
 
-import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fce.data.data import Images, open_data
-from fce.progress import log, steps
-from fce.stage import Job, Stopped, main
-from fce.state import save
+from fce.data.batches import Images
+from pipeline.checkpoint import save
+from pipeline.errors import Stopped
+from pipeline.job import Job
+from pipeline.progress import log, steps
 
 
 class Classifier(nn.Module):
@@ -46,24 +47,17 @@ class Classifier(nn.Module):
 
 
 def run(job: Job) -> None:
-    settings = job.params["classifier"]
-    data = open_data(job.inputs["data"], {"source": "images"}, job.device)
-    assert isinstance(data, Images)
+    settings, data = job.params.classifier, job.data
     x, y = data.images["train"], torch.from_numpy(data.labels["train"]).to(job.device)
-    build = {
-        "channels": data.shape[0],
-        "side": data.shape[1],
-        "levels": data.levels,
-        "width": settings["width"],
-        "features": settings["features"],
-    }
+    build = {"channels": data.shape[0], "side": data.shape[1], "levels": data.levels, "width": settings.width,
+             "features": settings.features}
     model = Classifier(**build).to(job.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings["lr"])
-    per_epoch = max(1, len(x) // settings["batch"])
-    total = settings["epochs"] * per_epoch
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
+    per_epoch = max(1, len(x) // settings.batch)
+    total = settings.epochs * per_epoch
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
-    for step, progress in steps(total, settings["batch"]):
-        index = torch.randint(len(x), (settings["batch"],), device=job.device)
+    for step, progress in steps(total, settings.batch):
+        index = torch.randint(len(x), (settings.batch,), device=job.device)
         loss = F.cross_entropy(model(x[index]), y[index])
         optimizer.zero_grad()
         loss.backward()
@@ -75,7 +69,8 @@ def run(job: Job) -> None:
     right = {part: correct(model, data, part) for part in ("validation", "test")}
     log.info("accuracy: validation %.4f, test %.4f", right["validation"], right["test"])
     job.record.log(total, **right)
-    save(job.out, {"classifier": model.state_dict(), "build": build, "accuracy": right, "provenance": job.provenance()})
+    save(job.out, {"kind": "classifier", "classifier": model.state_dict(), "build": build, "accuracy": right,
+                   "provenance": job.provenance()})
 
 
 @torch.no_grad()
@@ -85,11 +80,8 @@ def correct(model: Classifier, data: Images, part: str) -> float:
     return (guesses == torch.from_numpy(data.labels[part])).float().mean().item()
 
 
-def load_classifier(checkpoint: dict[str, Any]) -> Classifier:
+def open_classifier(checkpoint: Mapping[str, Any]) -> Classifier:
+    """The network of a `classifier` checkpoint, frozen."""
     model = Classifier(**checkpoint["build"])
     model.load_state_dict(checkpoint["classifier"])
     return model.eval().requires_grad_(False)
-
-
-if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data"], seeded=False))

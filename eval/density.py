@@ -1,28 +1,27 @@
-"""Measure: 2D densities against the truth by quadrature.
+"""2D densities against the truth, by quadrature.
 
 A flow is read as it is; an EBM both with its learned c and normalised by quadrature. Every integral is a midpoint
 sum, taken anew with coarser cells and over a larger box: the largest difference is the quadrature's error.
 """
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from eval.score import Model, Score, mean_score, write_scores
-from fce.data.data import Points, open_data
+from fce.data.batches import Points
 from fce.data.toy import grid, log_mass
-from fce.flow.glow import Gaussian
-from fce.joint import load_models
-from fce.pretrain import load_flow
-from fce.progress import log
-from fce.stage import Job, UserError, main
-from fce.state import atomic, load
+from fce.flow.sampler import Gaussian
+from fce.models import open_densities
+from pipeline.checkpoint import load
+from pipeline.errors import UserError
+from pipeline.files import write_arrays
+from pipeline.job import Job
+from pipeline.progress import log
 
 LogDensity = Callable[[Tensor], Tensor]  # points [n, 2] -> log-densities [n] in nats
 REGION = 0.99  # of the truth; what a model puts outside is its over-dispersion
@@ -64,12 +63,10 @@ class Cells:
 
 def run(jobs: list[Job]) -> None:
     """Models of one density share the truth on the grids."""
-    settings = jobs[0].params["density"]
-    data = open_data(jobs[0].inputs["data"], jobs[0].params["data"], jobs[0].device)
-    assert isinstance(data, Points)
-    (box, wide), (fine, coarse) = settings["boxes"], settings["points"]
+    settings, data = jobs[0].params.density, jobs[0].data
+    (box, wide), (fine, coarse) = settings.boxes, settings.points
     grids = [Cells.of(data, *each) for each in ((box, fine), (box, coarse), (wide, fine))]
-    plot = grid(box, settings["plot_points"])
+    plot = grid(box, settings.plot_points)
     truth = data.density.log_prob(plot)
     for job in jobs:
         compare(job, data, grids, plot, truth)
@@ -79,17 +76,16 @@ def compare(job: Job, data: Points, grids: list[Cells], plot: Tensor, truth: Ten
     """Write the scores of one checkpoint's models, and their log-densities on the grid `plot`, truth's beside them."""
     pictures, side = {"truth": truth}, math.isqrt(len(plot))
     scores = [
-        mean_score("log_likelihood", "data", data.arrays["test_log_prob"], "nats", "the true density, held-out points")
+        mean_score("log_likelihood", "data", data.arrays["test_log_prob"], "the true density, held-out points")
     ]
     models = models_of(job)
     for name, (log_density, parameters) in models.items():
         found, log_z = measure(name, log_density, data, grids)
-        scores += [*found, Score(name="parameters", model=name, value=parameters, unit="parameters", n=1,
+        scores += [*found, Score(name="parameters", model=name, value=parameters, n=1,
                                  protocol="learned numbers of the network")]
         pictures[name] = log_density(plot) - log_z
-    with atomic(job.out.with_suffix(".npz")) as partial:
-        arrays = {name: values.reshape(side, side).numpy().astype(np.float32) for name, values in pictures.items()}
-        np.savez(partial, allow_pickle=False, axis=plot[::side, 0].numpy(), **arrays)
+    arrays = {name: values.reshape(side, side).numpy().astype(np.float32) for name, values in pictures.items()}
+    write_arrays(job.out.with_suffix(".npz"), axis=plot[::side, 0].numpy(), **arrays)
     write_scores(job, scores)
 
 
@@ -108,26 +104,26 @@ def measure(name: Model, log_density: LogDensity, data: Points, grids: list[Cell
     how = f"midpoint rule, {side}x{side} cells on [-{cells.box:g}, {cells.box:g}]^2"
     log_z, modes = values["log_z_error"], [value for what, value in values.items() if what.startswith("mode_mass_")]
 
-    def score(what: str, value: float, protocol: str, unit: str = "nats") -> Score:
-        return Score(name=what, model=name, value=value, unit=unit, n=len(cells.x), protocol=f"{protocol}, {how}",
+    def score(what: str, value: float, protocol: str) -> Score:
+        return Score(name=what, model=name, value=value, n=len(cells.x), protocol=f"{protocol}, {how}",
                      quadrature_error=errors.get(what))
 
     at_test, exact = log_density(data.arrays["test"]), data.arrays["test_log_prob"]
     held = "on held-out points"
     return [
-        *(score(f"mode_mass_{i}", mass, f"of mode {i}, against the truth's", "ratio") for i, mass in enumerate(modes)),
-        score("smallest_mode_mass", min(modes), "against the truth's of that mode", "ratio"),
+        *(score(f"mode_mass_{i}", mass, f"of mode {i}, against the truth's") for i, mass in enumerate(modes)),
+        score("smallest_mode_mass", min(modes), "against the truth's of that mode"),
         score("mass_outside", values["mass_outside"],
-              f"outside the smallest region that holds {REGION:.0%} of the truth", "probability"),
+              f"outside the smallest region that holds {REGION:.0%} of the truth"),
         score("kl", values["kl"], f"KL(data || {name})"),
         score("jsd", values["jsd"], "with the factor 1/2 that eq. 5 leaves out"),
-        score("total_variation", values["total_variation"], "half the integral of the difference", "probability"),
+        score("total_variation", values["total_variation"], "half the integral of the difference"),
         score("log_z_error", log_z, "log of the integral of the density as trained"),
         score("quadrature_error", errors[worst], f"of {worst}, the worst of all: largest difference to "
               f"{math.isqrt(len(coarse.x))} cells a side and to [-{wide.box:g}, {wide.box:g}]^2"),
-        mean_score("log_likelihood", name, at_test - log_z, "nats", f"normalised by quadrature, {held}"),
-        mean_score("mse_log_density", name, (at_test - exact).square(), "nats^2", f"as trained, {held}"),
-        mean_score("mse_log_density_normalised", name, (at_test - log_z - exact).square(), "nats^2",
+        mean_score("log_likelihood", name, at_test - log_z, f"normalised by quadrature, {held}"),
+        mean_score("mse_log_density", name, (at_test - exact).square(), f"as trained, {held}"),
+        mean_score("mse_log_density_normalised", name, (at_test - log_z - exact).square(),
                    f"normalised by quadrature, {held}"),
     ], log_z
 
@@ -151,16 +147,8 @@ def integrals(cells: Cells, as_trained: Tensor) -> dict[str, float]:
 
 def models_of(job: Job) -> dict[Model, tuple[LogDensity, int]]:
     """{flow, ebm}: log-density functions on the CPU, float64, of the models in the checkpoint `--model`, and sizes."""
-    path = job.inputs["model"]
-    models: dict[Model, Any] = {}
-    if path.stem == "pretrain":
-        models["flow"] = load_flow(load(path))
-    else:
-        models["ebm"], noise = load_models(path, "cpu")
-        if not isinstance(noise, Gaussian):
-            models["flow"] = noise
     return {name: (in_chunks(model.log_prob), sum(p.numel() for p in model.parameters()))
-            for name, model in models.items()}
+            for name, model in open_densities(load(job.inputs["model"])).items() if not isinstance(model, Gaussian)}
 
 
 def in_chunks(log_prob: LogDensity) -> LogDensity:
@@ -192,7 +180,3 @@ def jensen_shannon(log_p: Tensor, log_q: Tensor, box: float) -> float:
     """(KL(p || m) + KL(q || m)) / 2 in nats, m the mean of both densities."""
     middle = torch.logaddexp(log_p, log_q) - math.log(2)
     return 0.5 * (divergence(log_p, middle, box) + divergence(log_q, middle, box))
-
-
-if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data", "model"], several=True))

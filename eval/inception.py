@@ -1,18 +1,19 @@
-"""Stage: weights. Inception's weights for FID: your own file (in FCE_DATA) or a download; the checksum must hold.
+"""Inception's weights for FID: your own file (in FCE_DATA) or a download; the checksum must hold.
 
 FCE_ANY_WEIGHTS=1 takes other weights of the same network; what is measured through them is called FD, never FID.
 """
 
 import os
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
-from fce.data.fetch import obtain, way
-from fce.progress import log
-from fce.stage import Job, UserError, main
-from fce.state import atomic, load, sha256
+from pipeline.checkpoint import load
+from pipeline.errors import UserError
+from pipeline.fetch import obtain, way
+from pipeline.files import atomic, sha256
+from pipeline.job import Job
+from pipeline.progress import log
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
@@ -52,7 +53,3 @@ def open_network(path: Path, layer: str, device: str, what: str) -> Any:
         raise UserError(
             f"{what} is no state of torch-fidelity's Inception network ({reason}); {way(ADDRESS, SHA256)}"
         ) from None
-
-
-if __name__ == "__main__":
-    sys.exit(main(__doc__, run, sliced=False, seeded=False))

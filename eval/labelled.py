@@ -1,10 +1,11 @@
 """The labelled images of Figure 4: the same draws, seen in the same way, for every arm."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+from pipeline.schema.measures import Probe
 
 
 def subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -15,10 +16,10 @@ def subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.array(queue[:count])
 
 
-def draws(labels: np.ndarray, probe: dict[str, Any]) -> Iterator[tuple[int, list[np.ndarray]]]:
+def draws(labels: np.ndarray, probe: Probe) -> Iterator[tuple[int, list[np.ndarray]]]:
     """(count, the draws of so many labelled training images) as a `probe:` section asks; at last all of them, once."""
-    for count in [count for count in probe["labels"] if count < len(labels)]:
-        yield count, [subset(labels, count, seed) for seed in range(probe["draws"])]
+    for count in [count for count in probe.labels if count < len(labels)]:
+        yield count, [subset(labels, count, seed) for seed in range(probe.draws)]
     yield len(labels), [np.arange(len(labels))]
 
 

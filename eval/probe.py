@@ -1,11 +1,10 @@
-"""Measure: linear classification on frozen features, against the number of labelled images (Figure 4).
+"""Linear classification on frozen features, against the number of labelled images (Figure 4).
 
 Of the top layer, as in the paper; and of all hidden layers together, as DCGAN's article (arXiv 1511.06434, section 5.1)
 took them, which tells a layer that has lost the classes from a network that has.
 """
 
 import math
-import sys
 import warnings
 from collections.abc import Callable
 
@@ -21,55 +20,44 @@ from torch.nn import functional as F
 
 from eval.labelled import draws, middle
 from eval.score import Score, accuracy_score, write_scores
-from fce.data.data import Images, open_data
-from fce.dcgan import load_dcgan
+from fce.data.batches import Images
 from fce.energy import make_energy
-from fce.joint import load_models
-from fce.progress import Progress
-from fce.stage import Job, main
+from fce.models import open_features
+from pipeline.checkpoint import load
+from pipeline.job import Job
+from pipeline.progress import Progress
 
 Maps = Callable[[Tensor], list[Tensor]]  # x [B, C, H, W] -> each hidden layer's maps
 LAYERS = {"": "top-layer features", "_all_layers": "features of all hidden layers, max-pooled to at most 4x4,"}
 
 
 def run(job: Job) -> None:
-    settings = job.params["probe"]
-    data = open_data(job.inputs["data"], {"source": "images"}, job.device)
-    assert isinstance(data, Images)
-    maps = open_maps(job, data)
-    progress = Progress(len(LAYERS) * (len(settings["labels"]) + 1))
+    settings, data, maps = job.params.probe, job.data, open_maps(job)
+    progress = Progress(len(LAYERS) * (len(settings.labels) + 1))
     scores, done = [], 0
     for suffix, words in LAYERS.items():
         features = {part: extract(maps, data, part, suffix) for part in ("train", "validation", "test")}
-        scores.append(
-            Score(
-                name=f"effective_rank{suffix}",
-                model="features",
-                value=effective_rank(features["train"]),
-                unit="dimensions",
-                n=len(features["train"]),
-                protocol=f"exp of the entropy of the covariance's spectrum, {features['train'].shape[1]} features",
-            )
-        )
+        n, size = features["train"].shape
+        scores.append(Score(name=f"effective_rank{suffix}", model="features", value=effective_rank(features["train"]),
+                            n=n, protocol=f"exp of the entropy of the covariance's spectrum, {size} features"))
         protocol = (
             f"multinomial logistic regression on standardised {words} of the test part; L2 chosen on "
             f"{len(data.labels['validation'])} validation labels"
         )
         for count, chosen in draws(data.labels["train"], settings):
-            right = np.stack([classify(features, data.labels, index, settings["inverse_l2"]) for index in chosen])
+            right = np.stack([classify(features, data.labels, index, settings.inverse_l2) for index in chosen])
             scores.append(accuracy_score(f"accuracy{suffix}", "features", torch.from_numpy(right), protocol, count))
             done += 1
             progress(done, labels=count, accuracy=scores[-1].value)
     write_scores(job, scores)
 
 
-def open_maps(job: Job, data: Images) -> Maps:
+def open_maps(job: Job) -> Maps:
     """The hidden layers of the model that was given: an EBM's, or those of DCGAN's discriminator."""
     if "model" not in job.inputs:  # the paper's "Random Init.": the same network, never trained
         torch.manual_seed(job.seed)
-        return make_energy(data.shape, job.params["energy"]).to(job.device).maps
-    path = job.inputs["model"]
-    return load_dcgan(path, job.device)[1].maps if path.stem == "dcgan" else load_models(path, job.device)[0].maps
+        return make_energy(job.data.shape, **job.params.energy.model_dump()).to(job.device).maps
+    return open_features(load(job.inputs["model"]), job.device).maps
 
 
 @torch.no_grad()
@@ -112,7 +100,3 @@ def classify(
         if held > best:
             best, right = held, model.predict(test) == labels["test"]
     return right
-
-
-if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data"], optional=["model"]))

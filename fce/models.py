@@ -5,7 +5,7 @@ or `dcgan`. It holds weights and how to build the networks; nothing is guessed f
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ def open_dcgan(checkpoint: Checkpoint, device: str = "cpu") -> tuple[Generator, 
     return frozen(players[0], device), frozen(players[1], device)
 
 
-def open_densities(checkpoint: Checkpoint, device: str = "cpu") -> dict[str, EnergyModel | Sampler]:
+def open_densities(checkpoint: Checkpoint, device: str = "cpu") -> dict[Literal["flow", "ebm"], Any]:
     """{flow, ebm} of a checkpoint, frozen: what has a log_prob."""
     if checkpoint["kind"] == "pretrain":
         return {"flow": frozen(open_flow(checkpoint), device)}

@@ -67,6 +67,11 @@ class Stage:
         return "{seed}" in self.out
 
     @property
+    def outputs(self) -> list[str]:
+        """All that it writes, the output first."""
+        return [self.out, *(str(Path(self.out).with_suffix(f".{ending}")) for ending in self.beside)]
+
+    @property
     def slice(self) -> str:
         """Where its parameters lie; arms differ in those of `joint`."""
         return HOME + ("params/joint/{arm}.json" if "joint" in self.sections else f"params/{Path(self.file).stem}.json")

@@ -96,9 +96,8 @@ class Params(Strict):
         return {flag: path for flag, path in paths.items() if path}
 
     def outputs(self, stage: str, profile: str, experiment: str, seed: int | None = None, arm: str = "") -> list[str]:
-        """What one run of a stage writes: the output, then what belongs to it."""
-        out = self.place(STAGES[stage].out, profile, experiment, seed, arm)
-        return [out, *(str(Path(out).with_suffix(f".{ending}")) for ending in STAGES[stage].beside)]
+        """What one run of a stage writes, the output first."""
+        return [self.place(path, profile, experiment, seed, arm) for path in STAGES[stage].outputs]
 
     def scores(self, profile: str, experiment: str) -> list[str]:
         """Every score file of an experiment."""

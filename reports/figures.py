@@ -90,9 +90,9 @@ def densities(results: Results, experiments: list[str], out: Path, why: Reason) 
             ax.imshow(np.exp(log_density).T, origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis",
                       vmin=0, vmax=np.exp(mle["truth"].max()))
             values = by_seed(results.scores, experiment=experiment, arm=arm, name="log_likelihood", model=model).means
-            rows.append({"experiment": experiment, "panel": label, "seed": seed,
-                         "log_likelihood": values.get(seed, math.nan)})
-            ax.set_xlabel(f"{rows[-1]['log_likelihood']:.3f}")
+            value = values.get(seed, math.nan)
+            rows.append({"experiment": experiment, "panel": label, "seed": seed, "log_likelihood": value})
+            ax.set_xlabel(f"{value:.3f}")
         row[0].set(ylabel=experiment, xlabel="log-likelihood:")
         for ax in row:
             ax.set(xlim=(-side, side), ylim=(-side, side), xticks=[], yticks=[], aspect="equal")
@@ -135,11 +135,10 @@ def errors(results: Results, experiments: list[str], out: Path, why: Reason) -> 
     columns = ["experiment", "arm", "seed", "ebm_updates", "flow_updates", "seconds", "mse_raw", "mse_ema",
                "mse_ema_normalised"]
     save(canvas, out, name, data[columns], results.profile)
-    return Figure(name, title, f"{called(experiment).capitalize()}, held-out points; mean over seeds, "
-                               "band from the lowest to the highest. Top left as in the paper; top right over CPU "
-                               "seconds, which count the flow's updates too (a run's share where seeds train side by "
-                               "side). "
-                               "The constant c is learned, or replaced by log Z from quadrature.")
+    return Figure(name, title, f"{called(experiment).capitalize()}, held-out points; mean over seeds, band from the "
+                               "lowest to the highest. Top left as in the paper; top right over CPU seconds, which "
+                               "count the flow's updates too (a run's share where seeds train side by side). The "
+                               "constant c is learned, or replaced by log Z from quadrature.")
 
 
 def samples(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
@@ -177,10 +176,10 @@ def probe(results: Results, experiments: list[str], out: Path, why: Reason) -> F
         here = chosen[chosen["experiment"] == experiment]
         for ax, layers in zip(row, ("accuracy", "accuracy_all_layers"), strict=True):
             ax.set_xscale("log")
-            curves = here[(here["name"] == layers) | (here["arm"] == "supervised")]
-            ends = [curves["mean"] + sign * curves["half_width"].fillna(0) for sign in (-1, 0, 1)]
+            side = here[(here["name"] == layers) | (here["arm"] == "supervised")]
+            ends = [side["mean"] + sign * side["half_width"].fillna(0) for sign in (-1, 0, 1)]
             # of the three, the mean is the line, the lowest and the highest are the band
-            lines(ax, pd.concat([curves.assign(value=end) for end in ends], ignore_index=True), "labels", "value")
+            lines(ax, pd.concat([side.assign(value=end) for end in ends], ignore_index=True), "labels", "value")
             low, high = ax.get_ylim()  # the interval of few seeds may leave what an accuracy can be
             ax.set(xlabel="labelled examples", ylabel="accuracy" if ax is row[0] else "")
             ax.set_ylim(max(low, 0), min(high, 1))
@@ -207,8 +206,7 @@ def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
 
 def training(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
     """The value V and the accuracies over joint training, and the validation loss over pre-training."""
-    label = called(experiment)
-    name, title = f"training-{experiment}", f"Training curves, {label}"
+    name, title = f"training-{experiment}", f"Training curves, {called(experiment)}"
     joint, pretrain = curves(results, experiment, "joint"), curves(results, experiment, "pretrain")
     if joint.empty or pretrain.empty:
         return Figure(name, title, "", why(experiment, "joint", "joint"))

@@ -16,7 +16,7 @@ NOT_NAMED = "not run: params.yaml does not name it"
 
 
 def place_of(folder: Path, path: Path) -> dict[str, str]:
-    """Experiment, arm and seed of a file below build/<profile>, as the path law has them; all empty for one elsewhere."""
+    """Experiment, arm and seed of a file below build/<profile>, as the path law has them; empty for one elsewhere."""
     experiment, *inside = path.relative_to(folder).parts[:-1] if path.is_relative_to(folder) else [""]
     seed = next((part for part in inside if part.startswith("seed-")), "")
     return {"experiment": experiment, "arm": next((part for part in inside if part != seed), ""),

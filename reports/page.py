@@ -29,7 +29,8 @@ def content(profile: str, build: Path, out: Path) -> list[Section]:
     write_bytes(out / "scores.csv", results.scores.to_csv(index=False).encode())
     failed, origins = failures(results), provenance(results)
     why = partial(why_missing, results, failed)
-    pictures, measured, ran = drawn(results, out, why), every_measure(results, paper["notes"], why), scope(results, origins)
+    pictures, measured = drawn(results, out, why), every_measure(results, paper["notes"], why)
+    ran = scope(results, origins)
     if profile == "full":
         sections = of_the_paper(results, paper, why, pictures, measured, ran)
     else:

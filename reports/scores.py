@@ -85,8 +85,10 @@ def score_files(folder: Path) -> list[dict[str, Any]]:
             if content["arm"] not in ARMS:
                 raise ValueError(f"the arm '{content['arm']}' is in no list; add it to ARMS in pipeline/catalogue.py")
         except ValueError as error:
-            first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-            what = ".".join(map(str, (*first["loc"], first["msg"].removeprefix("Value error, "))))
+            what = str(error)
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                what = ".".join(map(str, (*first["loc"], first["msg"].removeprefix("Value error, "))))
             raise UserError(f"{path} is not a score file ({what}); delete it and run snakemake") from None
         place = [content[key] for key in ("profile", "experiment", "seed", "arm", "measure")]
         seed = int(path.parents[1].name.removeprefix("seed-"))
@@ -147,19 +149,17 @@ def anchor(*place: Any) -> str:
 
 
 def column(name: str) -> dict[str, Any]:
-    """Where a score stands in a table: Measure, its column's heading, and `order`, the column's place in SCORES."""
+    """Where a score stands: its table, its Measure, which is the column's heading, and `order`, its place in SCORES."""
     known = score(name)
     heading = known.heading if name in SCORES else f"{known.heading} {name.rpartition('_')[2]}"  # one of many
-    return {"Measure": heading, "order": list(SCORES.values()).index(known)}
+    return {"table": known.table, "Measure": heading, "order": list(SCORES.values()).index(known)}
 
 
-def shown(scores: pd.DataFrame, experiment: str, table: str) -> pd.DataFrame:
-    """An experiment's scores of one table, in a reader's words: Measure, Model, Labels, Seed; in the order of ARMS."""
+def shown(scores: pd.DataFrame, experiment: str) -> pd.DataFrame:
+    """An experiment's scores in the words of a reader: Measure, Model, Labels, Seed; in the order of ARMS."""
     rows, arms = [], list(ARMS)
     for row in scores[scores["experiment"] == experiment].to_dict("records"):
         arm, model, known = row["arm"], row["model"], score(row["name"])
-        if known.table != table:
-            continue
         label = f"{MODELS[model]} ({ARMS[arm].words})"
         if known.row.startswith(", "):
             label += known.row
@@ -168,9 +168,9 @@ def shown(scores: pd.DataFrame, experiment: str, table: str) -> pd.DataFrame:
         if row["measure"] == "bits_per_dim" and model == "ebm":
             label += ", learned c, unverified"
         place = (arms.index(arm), model != "data", model != "flow", row["seed"])
-        rows.append({**row, **column(known.column or row["name"]), "Model": label, "Seed": row["seed"],
-                     "Labels": row["labels"], "place": place})
-    words = ["Measure", "Model", "Labels", "Seed"]
+        rows.append(row | column(known.column or row["name"]) | {"Model": label, "Labels": row["labels"],
+                                                                 "Seed": row["seed"], "place": place})
+    words = ["table", "Measure", "Model", "Labels", "Seed"]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *words, "order", "place"]).sort_values("place", kind="stable")
     return frame.drop_duplicates(words)  # the truth's scores stand in the files of several arms
 

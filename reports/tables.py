@@ -1,7 +1,7 @@
 """The tables: means with intervals, and verdicts against the paper.
 
-Pure functions, from a frame of scores to a frame of text, in which a cell may also be a list of (text, anchor): links to
-rows of the provenance table.
+Pure functions, from a frame of scores to a frame of text, in which a cell may also be a list of (text, anchor): links
+to rows of the provenance table.
 """
 
 import json
@@ -99,8 +99,7 @@ def architecture_table(folder: Path, table: dict[str, Any]) -> pd.DataFrame:
         if path.exists():
             ours = table["template"].format(**json.loads(path.read_text())[table["section"]])
             verdict = "same" if ours == paper else "differs"
-        data = called(experiment)
-        rows.append({"Data": data, "Paper": paper, "Ours": ours, "Verdict": verdict})
+        rows.append({"Data": called(experiment), "Paper": paper, "Ours": ours, "Verdict": verdict})
     return pd.DataFrame(rows)
 
 
@@ -108,15 +107,14 @@ def table(scores: pd.DataFrame, experiment: str, name: str, rows: list[str]) -> 
     """One of TABLES, by its rows or by these and Seed; empty where the experiment has none of its scores."""
     if name == "trade":
         return trade_table(scores, experiment, rows)
-    chosen = shown(scores, experiment, name)
+    every = shown(scores, experiment)
+    chosen = every[every["table"] == name]
     if name == "probe":
         return spread(chosen.astype({"Labels": int}).sort_values(rows, kind="stable"), rows, "Model")
     if name == "modes" and chosen["name"].nunique() < 2:
         return pd.DataFrame()
     if name == "bounds" and len(chosen):  # beside Glow's
-        others = shown(scores, experiment, "results")
-        flow = others[(others["name"] == "bits_per_dim") & (others["model"] == "flow")]
-        chosen = pd.concat([flow, chosen]).sort_values("place", kind="stable")
+        chosen = every[(every["table"] == name) | (every["name"] == "bits_per_dim") & (every["model"] == "flow")]
     return spread(chosen, rows)
 
 
@@ -126,8 +124,7 @@ def trade_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.Da
     for arm in [arm for arm in ARMS if arm != "mle"]:
         for name in ("frechet_inception_distance", "frechet_distance", "bits_per_dim"):
             change = by_seed(flows, arm=arm, name=name) - by_seed(flows, arm="mle", name=name)
-            changes += [{"place": list(ARMS).index(arm), "Arm": ARMS[arm].words, "Seed": seed, "seed": seed,
-                         **column(name), "value": value, "standard_error": error, "draws": None}
+            changes += [(ARMS[arm].words, seed, seed, *column(name).values(), value, error, None)
                         for seed, value, error in zip(change.at.index, change.means, change.errors, strict=True)]
-    columns = ["place", "Arm", "Seed", "seed", "Measure", "order", "value", "standard_error", "draws"]
-    return spread(pd.DataFrame(changes, columns=columns).sort_values(["place", "Seed"], kind="stable"), rows)
+    columns = ["Arm", "Seed", "seed", "table", "Measure", "order", "value", "standard_error", "draws"]
+    return spread(pd.DataFrame(changes, columns=columns), rows)
