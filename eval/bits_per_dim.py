@@ -47,8 +47,8 @@ def measure(log_prob: Callable[[Tensor], Tensor], data: Images, part: str, setti
 def simple_codes(data: Images) -> list[Score]:
     """What knowing nothing, and knowing each pixel's histogram, would cost."""
     train, test = (data.images[part].flatten(1).long().cpu() for part in ("train", "test"))
-    counts = torch.stack([(train == level).sum(0) for level in range(data.levels)])
-    counts = counts + 1.0  # one of each: no level costs infinity
+    # one of each: no level costs infinity
+    counts = 1.0 + torch.stack([(train == level).sum(0) for level in range(data.levels)])
     log2_p = torch.log2(counts / counts.sum(0))
     bits = -log2_p.gather(0, test).sum(1).double() / data.dims
     rate = math.log2(data.levels) * train.shape[1] / data.dims

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,17 +74,14 @@ def run(jobs: list[Job]) -> None:
 def compare(job: Job, data: Points, grids: list[Cells], plot: Tensor, truth: Tensor) -> None:
     """Write the scores of one checkpoint's models, and their log-densities on the grid `plot`, truth's beside them."""
     pictures, side = {"truth": truth}, math.isqrt(len(plot))
-    scores = [
-        mean_score("log_likelihood", "data", data.arrays["test_log_prob"], "the true density, held-out points")
-    ]
-    models = models_of(job)
-    for name, (log_density, parameters) in models.items():
+    scores = [mean_score("log_likelihood", "data", data.arrays["test_log_prob"], "the true density, held-out points")]
+    for name, (log_density, parameters) in models_of(job).items():
         found, log_z = measure(name, log_density, data, grids)
         scores += [*found, Score(name="parameters", model=name, value=parameters, n=1,
                                  protocol="learned numbers of the network")]
         pictures[name] = log_density(plot) - log_z
-    arrays = {name: values.reshape(side, side).numpy().astype(np.float32) for name, values in pictures.items()}
-    write_arrays(job.out.with_suffix(".npz"), axis=plot[::side, 0].numpy(), **arrays)
+    arrays = {name: values.reshape(side, side).float().numpy() for name, values in pictures.items()}
+    write_arrays(job.out.with_suffix(".npz"), {"axis": plot[::side, 0].numpy(), **arrays})
     write_scores(job, scores)
 
 

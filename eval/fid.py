@@ -1,63 +1,27 @@
-"""Measure: Fréchet distances of samples to the training images, by torch-fidelity (Table 1), and what goes with them.
+"""Fréchet distances of samples to the training images (Table 1), and what goes with them.
 
-With Inception's features (2015-12-05, the TTUR protocol) it is FID, with any others FD. From the same features: the
-kernel distance (KID or KD), precision and recall, the distance extrapolated to infinitely many samples, and the floors:
-what real images score. The real images' features, the same for all arms and seeds, are kept beside the data.
+By torch-fidelity. With Inception's features (2015-12-05, the TTUR protocol) it is FID, with any others FD. From the
+same features: the kernel distance (KID or KD), precision and recall, the distance extrapolated to infinitely many
+samples, and the floors: what real images score.
 """
 
 import math
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch_fidelity import metric_fid, metric_kid, metric_prc
 
-from eval import weights
-from eval.classifier import load_classifier
+from eval.features import Extractor, classifier, extract, inception, kept
 from eval.score import Model, Score, write_scores
-from fce.arrays import read_arrays
-from fce.data.images import to_tensor
-from fce.progress import Progress, log
-from fce.sources import fingerprint
-from fce.stage import Job, UserError, digest, main
-from fce.state import load, save, sha256
+from pipeline.errors import UserError
+from pipeline.files import read_arrays
+from pipeline.job import Job
+from pipeline.progress import log
+from pipeline.schema.measures import Fid, Infinity, Kernel, Neighbours
 
-LAYER = "2048"  # Inception's last pooling; torch-fidelity names a layer by its size
 Moments = dict[str, np.ndarray]  # mu [F], sigma [F, F]
-
-
-class Names(NamedTuple):
-    frechet: str
-    frechet_unit: str
-    kernel: str
-    kernel_unit: str
-
-
-INCEPTION = Names("frechet_inception_distance", "FID", "kernel_inception_distance", "KID")
-OTHER = Names("frechet_distance", "FD", "kernel_distance", "KD")
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """What the distances look through.
-
-    Attributes:
-        prepare: makes what `network` takes from uint8 images [B, H, W, C].
-        network: makes features [B, size] of it.
-        words: what it is, for the protocols.
-        names: of the distances between its features.
-    """
-
-    prepare: Callable[[np.ndarray], Tensor]
-    network: Callable[[Tensor], Tensor]
-    size: int
-    words: str
-    names: Names
 
 
 @dataclass(frozen=True)
@@ -72,54 +36,35 @@ class Reference:
 
 
 def run(job: Job) -> None:
-    settings, place = job.params["fid"], job.inputs["samples"]
-    data = read_arrays(job.inputs["data"], ("train_images", "validation_images", "test_images", "levels"))
-    train = np.concatenate([data["train_images"], data["validation_images"]])
-    test, levels = data["test_images"], int(data["levels"])
-    file = read_arrays(place, ("images",), ("temperature",))
-    samples = file["images"]
+    settings, images, place = job.params.fid, job.data.arrays, job.inputs["samples"]
+    train, test = np.concatenate([images["train_images"], images["validation_images"]]), images["test_images"]
+    file = read_arrays(place, ("images",), ("temperature", "kind"))
+    samples, kind = file["images"], str(file.get("kind", ""))
     what = f"{len(samples)} floor-quantised samples"
     if "temperature" in file:
         what += f", temperature {float(file['temperature']):g}"
     if samples.dtype != np.uint8:
         raise UserError(f"{place}, images: dtype {samples.dtype}, but grey levels are uint8; make the samples again")
-    through_inception = settings["features"] == "inception"
-    if through_inception and levels != 256:
-        raise UserError(f"fid.features: inception needs 256 grey levels, this data has {levels}; set it to classifier")
+    through_inception = settings.features == "inception"
+    if through_inception and job.data.levels != 256:
+        raise UserError("fid.features: inception needs 256 grey levels, this data has "
+                        f"{job.data.levels}; set it to classifier")
     look = (inception if through_inception else classifier)(job.inputs["features"], job.device)
     fewer = "set fid.features to classifier" if through_inception else "lower classifier.features"
     refuse_too_few(look.size, settings, len(samples), len(train), len(test), fewer)
-    found, held = (kept(job, part, look, images) for part, images in (("train", train), ("test", test)))
+    found, held = (kept(job, part, look, each) for part, each in (("train", train), ("test", test)))
     real = Reference(found, moments(found), look, np.random.default_rng(job.seed_for("subsets")), job.device)
-    drawn = extract(look, samples, settings["batch"], job.device)
-    model: Model = "generator" if job.tags.get("arm") == "dcgan" else "flow"
+    drawn = extract(look, samples, settings.batch, job.device)
+    model: Model = "generator" if kind == "dcgan" else "flow"
     scores = of_samples(drawn, real, settings, model, what) + to_test(drawn, held, real, model, what)
-    if job.tags.get("arm") == "mle":  # once per seed, not once per arm
+    if kind == "pretrain":  # once per seed, not once per arm
         scores += of_test(held, real, settings) + of_halves(real)
     write_scores(job, scores)
 
 
-def inception(path: Path, device: str) -> Extractor:
-    network = weights.open_network(path, LAYER, device, f"--features: {path}")
-    official = weights.is_official(sha256(path))
-    words = "Inception 2015-12-05" if official else "an Inception network with other weights: not FID"
-    return Extractor(three_channels, lambda x: network(x)[0], int(LAYER), words, INCEPTION if official else OTHER)
-
-
-def classifier(path: Path, device: str) -> Extractor:
-    checkpoint = load(path)
-    network, size = load_classifier(checkpoint).to(device), checkpoint["build"]["features"]
-    return Extractor(to_tensor, network.features, size, "features of this data set's classifier: not FID", OTHER)
-
-
-def three_channels(images: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 1 or 3] as uint8 [B, 3, H, W]; not padded as for the models: Inception resizes what it gets."""
-    return torch.from_numpy(images.transpose(0, 3, 1, 2)).expand(-1, 3, -1, -1)
-
-
-def refuse_too_few(size: int, settings: dict[str, Any], samples: int, train: int, test: int, fewer: str) -> None:
+def refuse_too_few(size: int, settings: Fid, samples: int, train: int, test: int, fewer: str) -> None:
     """Raise UserError where a covariance of `size` features would not have full rank, or an image not k neighbours."""
-    draws, smallest = settings["draws"], settings["infinity"]["smallest"]
+    draws, smallest = settings.draws, settings.infinity.smallest
     for where, count, mend in (
         ("the training part", train, f"give more images, or {fewer}"),
         ("sample.count", samples, f"raise it, or {fewer}"),
@@ -128,49 +73,22 @@ def refuse_too_few(size: int, settings: dict[str, Any], samples: int, train: int
     ):
         if count <= size:
             raise UserError(f"{where}: {count} images; a covariance of {size} features needs {size + 1}: {mend}")
-    k, fewest = settings["neighbours"]["k"], min(samples, train, test)
+    k, fewest = settings.neighbours.k, min(samples, train, test)
     if k >= fewest:
         raise UserError(f"fid.neighbours.k: {k}, but one set of images has only {fewest}; lower it")
 
 
-def kept(job: Job, part: str, look: Extractor, images: np.ndarray) -> Tensor:
-    """Features [N, F] of the real images of a part: those kept from another run on the same files, or new ones.
-
-    They lie in `.features/` beside the data, which neither engine declares, named after all that they depend on.
-    """
-    code = [fingerprint("eval/fid.py"), torch.__version__, job.device]
-    key = digest([job.hashes["data"], job.hashes["features"], *code])
-    path = job.inputs["data"].parent / ".features" / f"{part}-{key}.pt"
-    if path.exists():
-        features: Tensor = load(path)["features"].double()
-        return features
-    features = extract(look, images, job.params["fid"]["batch"], job.device)
-    save(path, {"features": features.float()})  # as the network gives them
-    return features
-
-
-@torch.no_grad()
-def extract(look: Extractor, images: np.ndarray, batch: int, device: str) -> Tensor:
-    """Features [N, F] of uint8 images [N, H, W, C]; in double precision, as TTUR takes their means."""
-    progress, found = Progress(len(images)), []
-    for start in range(0, len(images), batch):
-        x = look.prepare(images[start : start + batch]).to(device)
-        found.append(look.network(x).cpu().double())
-        progress(start + len(x))
-    return torch.cat(found)
-
-
-def of_samples(found: Tensor, real: Reference, settings: dict[str, Any], model: Model, what: str) -> list[Score]:
+def of_samples(found: Tensor, real: Reference, settings: Fid, model: Model, what: str) -> list[Score]:
     """Every score of the samples' features [N, F] against the training images."""
     distance, *others = compare(found, real, settings, model, what)
     # One file of samples serves every measure. What drawing it again would change is seen in its disjoint parts: a
     # distance is a smooth function of means over samples, so its variance falls as 1/N. More files would cost as many
     # times the sampling and the features, and the runs' seeds redraw the file anyway.
-    draws, size = settings["draws"], len(found) // settings["draws"]
+    draws, size = settings.draws, len(found) // settings.draws
     parts = [frechet(part, real.moments) for part in draw(found, draws * size, real.rng).split(size)]
     error = float(np.std(parts, ddof=1)) / math.sqrt(draws)
     spread = f"standard error from {draws} disjoint parts of {size} ({min(parts):.4g} to {max(parts):.4g})"
-    value, fit_error, sizes = extrapolate(found, real, settings["infinity"])
+    value, fit_error, sizes = extrapolate(found, real, settings.infinity)
     # the errors over subsets that overlap are in words only: they are too small to judge a seed by that is alone
     limit = {
         "name": f"{distance.name}_infinity",
@@ -187,19 +105,11 @@ def to_test(found: Tensor, held: Tensor, real: Reference, model: Model, what: st
     if len(held) <= real.look.size:
         log.warning("no distance to the %d test images: too few for %d features", len(held), real.look.size)
         return []
-    return [
-        Score(
-            name=f"{real.look.names.frechet}_test",
-            model=model,
-            value=frechet(found, moments(held)),
-            unit=real.look.names.frechet_unit,
-            n=len(found),
-            protocol=f"{what}, against the {len(held)} test images, {real.look.words}",
-        )
-    ]
+    return [Score(name=f"{real.look.names.frechet}_test", model=model, value=frechet(found, moments(held)),
+                  n=len(found), protocol=f"{what}, against the {len(held)} test images, {real.look.words}")]
 
 
-def of_test(found: Tensor, real: Reference, settings: dict[str, Any]) -> list[Score]:
+def of_test(found: Tensor, real: Reference, settings: Fid) -> list[Score]:
     """What real images score, by the test images' features [N, F]; none where they are too few for a covariance."""
     if len(found) <= real.look.size:
         log.warning("no floor: %d test images are too few for %d features", len(found), real.look.size)
@@ -214,40 +124,30 @@ def of_halves(real: Reference) -> list[Score]:
         log.warning("no distance of halves: %d training images are too few for %d features", size, real.look.size)
         return []
     first, second = draw(real.features, 2 * size, real.rng).split(size)
-    return [
-        Score(
-            name=f"{real.look.names.frechet}_halves",
-            model="data",
-            value=frechet(first, moments(second)),
-            unit=real.look.names.frechet_unit,
-            n=size,
-            protocol=f"two disjoint random halves of the training images, {size} each, {real.look.words}",
-        )
-    ]
+    return [Score(name=f"{real.look.names.frechet}_halves", model="data", value=frechet(first, moments(second)), n=size,
+                  protocol=f"two disjoint random halves of the training images, {size} each, {real.look.words}")]
 
 
-def compare(
-    found: Tensor, real: Reference, settings: dict[str, Any], model: Model, what: str, suffix: str = ""
-) -> list[Score]:
+def compare(found: Tensor, real: Reference, settings: Fid, model: Model, what: str, suffix: str = "") -> list[Score]:
     """The Fréchet and the kernel distance, precision and recall of features [N, F] against the training images."""
     names, protocol = real.look.names, f"{what}, against all {len(real.features)} training images, {real.look.words}"
-    kernel, error, size = kernel_distance(found, real, settings["kid"])
-    precision, recall, n = precision_recall(found, real, settings["neighbours"])
-    subsets, k = settings["kid"]["subsets"], settings["neighbours"]["k"]
+    kernel, error, size = kernel_distance(found, real, settings.kid)
+    precision, recall, n = precision_recall(found, real, settings.neighbours)
+    subsets, k = settings.kid.subsets, settings.neighbours.k
     by_kernel = (
         f"{protocol}; mean over {subsets} random subsets of {size} of each; their standard error, but that they "
         f"overlap, {error:.3g}"
     )
     by_neighbours = f"{protocol}; {n} random images of each, balls up to neighbour {k}"
 
-    def score(name: str, value: float, unit: str, n: int, protocol: str) -> Score:
-        return Score(name=name + suffix, model=model, value=value, unit=unit, n=n, protocol=protocol)
+    def score(name: str, value: float, n: int, protocol: str) -> Score:
+        return Score(name=name + suffix, model=model, value=value, n=n, protocol=protocol)
 
     return [
-        score(names.frechet, frechet(found, real.moments), names.frechet_unit, len(found), protocol),
-        score(names.kernel, kernel, names.kernel_unit, subsets, by_kernel),
-        score("precision", precision, "share", n, by_neighbours),
-        score("recall", recall, "share", n, by_neighbours),
+        score(names.frechet, frechet(found, real.moments), len(found), protocol),
+        score(names.kernel, kernel, subsets, by_kernel),
+        score("precision", precision, n, by_neighbours),
+        score("recall", recall, n, by_neighbours),
     ]
 
 
@@ -262,7 +162,7 @@ def frechet(features: Tensor, reference: Moments) -> float:
     return float(found[metric_fid.KEY_METRIC_FID])
 
 
-def extrapolate(found: Tensor, real: Reference, settings: dict[str, Any]) -> tuple[float, float, list[int]]:
+def extrapolate(found: Tensor, real: Reference, settings: Infinity) -> tuple[float, float, list[int]]:
     """The Fréchet distance of infinitely many samples, from features [N, F] (Chong and Forsyth, arXiv 1911.07023).
 
     Returns:
@@ -270,41 +170,31 @@ def extrapolate(found: Tensor, real: Reference, settings: dict[str, Any]) -> tup
     """
     from scipy.stats import linregress  # takes a second to import
 
-    sizes = np.linspace(settings["smallest"] * len(found), len(found), settings["points"]).round().astype(int)
+    sizes = np.linspace(settings.smallest * len(found), len(found), settings.points).round().astype(int)
     values = [frechet(draw(found, size, real.rng), real.moments) for size in sizes]
     line = linregress(1 / sizes, values)
     return float(line.intercept), float(line.intercept_stderr), sizes.tolist()
 
 
-def kernel_distance(found: Tensor, real: Reference, settings: dict[str, Any]) -> tuple[float, float, int]:
+def kernel_distance(found: Tensor, real: Reference, settings: Kernel) -> tuple[float, float, int]:
     """The mean kernel distance over random subsets, its standard error over them, and the subsets' size."""
-    size = min(settings["size"], len(found), len(real.features))
+    size = min(settings.size, len(found), len(real.features))
     both = metric_kid.kid_features_to_metric(
-        found,
-        real.features,
-        kid_subsets=settings["subsets"],
-        kid_subset_size=size,
-        rng_seed=int(real.rng.integers(2**32)),
-        verbose=False,
-    )
+        found, real.features, kid_subsets=settings.subsets, kid_subset_size=size,
+        rng_seed=int(real.rng.integers(2**32)), verbose=False)
     deviation = both[metric_kid.KEY_METRIC_KID_STD]
-    return both[metric_kid.KEY_METRIC_KID_MEAN], deviation / math.sqrt(settings["subsets"]), size
+    return both[metric_kid.KEY_METRIC_KID_MEAN], deviation / math.sqrt(settings.subsets), size
 
 
-def precision_recall(found: Tensor, real: Reference, settings: dict[str, Any]) -> tuple[float, float, int]:
+def precision_recall(found: Tensor, real: Reference, settings: Neighbours) -> tuple[float, float, int]:
     """Precision and recall (arXiv 1904.06991) of as many random images of each, and their number."""
-    n = min(settings["images"], len(found), len(real.features))
+    n = min(settings.images, len(found), len(real.features))
     first, second = (draw(features, n, real.rng).to(real.device) for features in (found, real.features))
-    both = metric_prc.prc_features_to_metric(
-        first, second, prc_neighborhood=settings["k"], save_cpu_ram=True, verbose=False
-    )
+    both = metric_prc.prc_features_to_metric(first, second, prc_neighborhood=settings.k, save_cpu_ram=True,
+                                             verbose=False)
     return both[metric_prc.KEY_METRIC_PRECISION], both[metric_prc.KEY_METRIC_RECALL], n
 
 
 def draw(features: Tensor, n: int, rng: np.random.Generator) -> Tensor:
     """n random rows of features [N, F], each at most once."""
     return features[torch.from_numpy(rng.permutation(len(features))[:n])]
-
-
-if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data", "samples", "features"]))

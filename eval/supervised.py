@@ -1,4 +1,4 @@
-"""Measure: accuracy of a net trained end to end on the labelled images alone (Figure 4).
+"""Accuracy of a net trained end to end on the labelled images alone (Figure 4).
 
 The EBM's network (Table 4) with ten classes. The paper says nothing of its training, and a net without tuning loses
 where labels are few: so learning rate, weight decay and the moment to stop are chosen for each draw of labels, on the
@@ -6,7 +6,6 @@ same validation labels as the linear classifiers' penalty.
 """
 
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,18 +17,22 @@ from torch.nn import functional as F
 
 from eval.labelled import draws, middle
 from eval.score import accuracy_score, write_scores
-from fce.data.data import Images, open_data
+from fce.data.batches import Images
 from fce.energy import make_energy
-from fce.progress import Progress, log
-from fce.stage import Job, main
+from pipeline.job import Job
+from pipeline.progress import Progress, log
+from pipeline.resume import State
+from pipeline.schema import measures
+from pipeline.schema.experiment import Sections
+from pipeline.schema.training import Energy
 
 
 class Supervised(nn.Module):
     """Logits [B, 10] of images [B, C, H, W] in model coordinates: the EBM's hidden layers and a linear map."""
 
-    def __init__(self, shape: tuple[int, ...], energy: dict[str, Any]):
+    def __init__(self, shape: tuple[int, ...], energy: Energy):
         super().__init__()
-        self.ebm = make_energy(shape, energy)
+        self.ebm = make_energy(shape, **energy.model_dump())
         self.ebm.head = nn.Linear(self.ebm.features(torch.zeros(1, *shape)).shape[1], 10)
         del self.ebm.c
 
@@ -52,21 +55,22 @@ class Choice:
     test: Tensor = field(compare=False)
 
 
+class Tuned(State):
+    """What was chosen for each draw that is done; each has a seed of its own."""
+
+    def __init__(self) -> None:
+        self.choices: dict[str, dict[str, Any]] = {}
+
+
 def run(job: Job) -> None:
-    data = open_data(job.inputs["data"], {"source": "images"}, job.device)
-    assert isinstance(data, Images)
-    probe, scores = job.params["probe"], []
-    progress, keeper = Progress(len(probe["labels"]) + 1), job.keeper("draws")
-    tuned: dict[str, dict[str, Any]] = keeper.load().get("tuned", {})  # each draw has a seed of its own
-
-    def state() -> dict[str, Any]:
-        return {"tuned": tuned}
-
+    data, probe, tuned, scores = job.data, job.params.probe, Tuned(), []
+    progress, keeper = Progress(len(probe.labels) + 1), job.keeper("draws", tuned=tuned)
+    keeper.load()
     for done, (count, indices) in enumerate(draws(data.labels["train"], probe), 1):
         for i, index in enumerate(indices):
-            if (draw := f"{count}/{i}") not in tuned:
-                tuned[draw] = asdict(tune(data, index, job.params, job.seed_for(draw), lambda: keeper.tick(state)))
-        chosen = [Choice(**tuned[f"{count}/{i}"]) for i in range(len(indices))]
+            if (draw := f"{count}/{i}") not in tuned.choices:
+                tuned.choices[draw] = asdict(tune(data, index, job.params, job.seed_for(draw), keeper.tick))
+        chosen = [Choice(**tuned.choices[f"{count}/{i}"]) for i in range(len(indices))]
         log.info("%d labels: %s", count, "; ".join(f"lr {c.lr:g}, decay {c.weight_decay:g}, {c.update} updates, "
                                                    f"validation {c.validation:.4f}" for c in chosen))
         protocol = (
@@ -79,17 +83,16 @@ def run(job: Job) -> None:
     write_scores(job, scores)
 
 
-def tune(
-    data: Images, index: np.ndarray, params: dict[str, Any], seed: int, pause: Callable[[], None] = lambda: None
-) -> Choice:
+def tune(data: Images, index: np.ndarray, params: Sections, seed: int, pause: Callable[[], None] = lambda: None
+         ) -> Choice:
     """Train on the training images `index` with every setting; what stands out on the validation part is chosen.
 
     `pause` is called now and then, where the process may be asked to stop.
     """
-    settings, best = params["supervised"], Choice(0.0, 0.0, 0, -1.0, torch.empty(0))
-    for lr, weight_decay in itertools.product(settings["lr"], settings["weight_decay"]):
+    settings, best = params.supervised, Choice(0.0, 0.0, 0, -1.0, torch.empty(0))
+    for lr, weight_decay in itertools.product(settings.lr, settings.weight_decay):
         torch.manual_seed(seed)  # every setting from the same start
-        net = Supervised(data.shape, params["energy"]).to(data.device)
+        net = Supervised(data.shape, params.energy).to(data.device)
         optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
         for update in train(net, optimizer, data, index, settings):
             held = correct(net, data, "validation").double().mean().item()
@@ -99,15 +102,14 @@ def tune(
     return best
 
 
-def train(
-    net: Supervised, optimizer: torch.optim.Optimizer, data: Images, index: np.ndarray, settings: dict[str, Any]
-) -> Iterator[int]:
+def train(net: Supervised, optimizer: torch.optim.Optimizer, data: Images, index: np.ndarray,
+          settings: measures.Supervised) -> Iterator[int]:
     """Yield the number of updates done at each moment where training may end; the learning rate is constant."""
     at = torch.from_numpy(index).to(data.device)
     x, y = middle(data.images["train"][at], data.levels), torch.from_numpy(data.labels["train"][index]).to(data.device)
-    batch = min(settings["batch"], len(index))
-    total = max(settings["updates"], settings["epochs"] * len(index) // batch)
-    moments = {total * i // settings["validations"] for i in range(1, settings["validations"] + 1)}
+    batch = min(settings.batch, len(index))
+    total = max(settings.updates, settings.epochs * len(index) // batch)
+    moments = {total * i // settings.validations for i in range(1, settings.validations + 1)}
     for update in range(1, total + 1):
         drawn = torch.randint(len(index), (batch,), device=data.device)
         loss = F.cross_entropy(net(x[drawn]), y[drawn])
@@ -123,7 +125,3 @@ def correct(net: Supervised, data: Images, part: str) -> Tensor:
     """Which of a part's images [n] the net classifies correctly."""
     guesses = torch.cat([net(middle(x, data.levels)).argmax(1).cpu() for x in data.images[part].split(1000)])
     return guesses == torch.from_numpy(data.labels[part])
-
-
-if __name__ == "__main__":
-    sys.exit(main(__doc__, run, inputs=["data"], resumes=True))

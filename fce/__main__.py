@@ -1,4 +1,4 @@
-"""The command `fce`: hands over to the suite's pipeline, which lies beside this package in a checkout of the repository.
+"""The command `fce`: hands over to the suite's pipeline, which lies beside this package in a checkout.
 
 The installed package is the library alone; its command works in a checkout, and in the folders below one.
 """
@@ -19,8 +19,8 @@ def checkout() -> Path | None:
 def main() -> int:
     root = checkout()
     if root is None:
-        sys.stderr.write("error: fce's stages run from a checkout of its repository, and this folder is in none; go into "
-                         "one, or clone it\n")
+        sys.stderr.write("error: fce's stages run from a checkout of its repository, and this folder is in none; "
+                         "go into one, or clone it\n")
         return 2
     if root != HERE:  # an installed library: the checkout's own is to be used, whole
         path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))

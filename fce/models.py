@@ -1,7 +1,7 @@
 """Checkpoints of every model: how they are made up, and the one place where they are opened.
 
-A checkpoint says its `kind`, which is the stage that makes it: `pretrain` (a Glow), `joint` (an EBM and its noise model)
-or `dcgan`. It holds weights and how to build the networks; nothing is guessed from its name.
+A checkpoint says its `kind`, which is the stage that makes it: `pretrain` (a Glow), `joint` (an EBM and its noise
+model) or `dcgan`. It holds weights and how to build the networks; nothing is guessed from its name.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,9 @@ def flow_checkpoint(flow: Mapping[str, Tensor], shape: tuple[int, ...], flow_par
             "data_params": data_params}
 
 
-def dcgan_checkpoint(generator: Generator, discriminator: Discriminator, dcgan_params: dict[str, Any]) -> dict[str, Any]:
+def dcgan_checkpoint(
+    generator: Generator, discriminator: Discriminator, dcgan_params: dict[str, Any]
+) -> dict[str, Any]:
     """Both players' weights, and how to build them."""
     return {"kind": "dcgan", "generator": generator.state_dict(), "discriminator": discriminator.state_dict(),
             "shape": list(generator.shape), "dcgan_params": dcgan_params}

@@ -28,7 +28,7 @@ class Supply:
         lost: their share in the last minibatch [S].
     """
 
-    def __init__(self, data: list[Points] | list[Images], generators: list[torch.Generator], noise: Stack,
+    def __init__(self, data: list[Points | Images], generators: list[torch.Generator], noise: Stack,
                  settings: "Joint"):
         self.data, self.generators, self.noise, self.settings = data, generators, noise, settings
         self.device, self.dims, runs = data[0].device, noise.first.dims, len(data)
@@ -111,5 +111,6 @@ class Supply:
             data.load_state_dict(own)
         for generator, own in zip(self.generators, state["chance"], strict=True):
             generator.set_state(own)
-        self.ahead, self.moved, self.dropped, self.stock = (state[name] for name in ("ahead", "moved", "dropped", "stock"))
+        self.ahead, self.moved = state["ahead"], state["moved"]
+        self.dropped, self.stock = state["dropped"], state["stock"]
         self.kept = Minibatch.of(self.noise, *state["kept"]) if state["kept"] else None

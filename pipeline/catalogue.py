@@ -1,7 +1,8 @@
 """What there is, each in one list: the stages, the arms and the scores.
 
-The Snakefile makes its rules from these lists, params.yaml is checked against them, the command line, the checks of inputs,
-the report and the tests read them. A new measure is a row of STAGES and its scores in SCORES; a new arm is a row of ARMS.
+The Snakefile makes its rules from these lists, params.yaml is checked against them, the command line, the checks of
+inputs, the report and the tests read them. A new measure is a row of STAGES and its scores in SCORES; a new arm is a
+row of ARMS.
 """
 
 import ast
@@ -34,7 +35,7 @@ class Stage:
         out: its output.
         needs: {flag: input}; one of a model that an arm does not have is left out.
         sections: of params.yaml, which make its slice; an experiment without one of them does not have the stage.
-        of: the models it is run on: `flows`, `ebms` and `arms` stand for those of an experiment, other names for themselves.
+        of: the models it is run on: `flows`, `ebms` and `arms` are those of an experiment, other names are arms.
         takes: {flag: the stages whose checkpoints it takes there}.
         beside: endings of what it writes beside its output.
         first: whether it goes before measures, which fill the gaps.
@@ -74,7 +75,7 @@ class Stage:
     @property
     def slice(self) -> str:
         """Where its parameters lie; arms differ in those of `joint`."""
-        return HOME + ("params/joint/{arm}.json" if "joint" in self.sections else f"params/{Path(self.file).stem}.json")
+        return HOME + f"params/{'joint/{arm}' if 'joint' in self.sections else Path(self.file).stem}.json"
 
     @property
     def module(self) -> str:
@@ -185,7 +186,7 @@ def kinds_of_log_z() -> dict[str, Score]:
 
 def distances() -> dict[str, Score]:
     """Fréchet and kernel distances, through Inception and through other features, and what real images score."""
-    found = {}
+    found: dict[str, Score] = {}
     for name, unit in (("frechet_inception_distance", "FID"), ("frechet_distance", "FD")):
         found |= {name: Score(unit, unit, "lower"), f"{name}_infinity": Score(f"{unit}∞", unit, "lower"),
                   f"{name}_test": Score(f"{unit} to test", unit, "lower"),
@@ -242,7 +243,8 @@ SCORES = {
     "accuracy": Score("accuracy", "share", "higher", "probe"),
     "accuracy_all_layers": Score("accuracy", "share", "higher", "probe", "accuracy", ", all layers"),
     "effective_rank": Score("effective rank", "dimensions", "higher", "rank"),
-    "effective_rank_all_layers": Score("effective rank", "dimensions", "higher", "rank", "effective_rank", ", all layers"),
+    "effective_rank_all_layers": Score("effective rank", "dimensions", "higher", "rank", "effective_rank",
+                                       ", all layers"),
     # Figure 2, from training curves
     "updates_to_converge": Score("updates to converge", "updates", "lower", ""),
 }

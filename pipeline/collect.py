@@ -14,9 +14,10 @@ from pipeline.progress import log, open_door
 
 def left_over(params: Params, profile: str, experiment: str) -> list[str]:
     """Folders of seeds and arms of an experiment that params.yaml no longer names."""
-    made = (Path(path) for name in STAGES if params.has(name, profile, experiment)
-            for run in params.runs(name, profile, experiment) for path in params.outputs(name, profile, experiment, *run))
-    named = {parent for path in made for parent in path.parents}
+    have = [name for name in STAGES if params.has(name, profile, experiment)]
+    made = (path for name in have for run in params.runs(name, profile, experiment)
+            for path in params.outputs(name, profile, experiment, *run))
+    named = {parent for path in made for parent in Path(path).parents}
     home = Path(HOME.format(profile=profile, experiment=experiment))
     return sorted(str(folder) for pattern in ("seed-*", "seed-*/[!.]*") for folder in home.glob(pattern)
                   if folder.is_dir() and folder not in named)
@@ -35,7 +36,8 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"--experiment: {given.profile} in params.yaml names no '{given.experiment}'")
         rest = left_over(params, given.profile, given.experiment)
         for folder in rest:
-            log.warning("%s is left over: params.yaml no longer names it; it is in no table, delete it if you like", folder)
+            log.warning("%s is left over: params.yaml no longer names it; no table has it; delete it if you like",
+                        folder)
         files = {path: sha256(path)[:16] for path in params.scores(given.profile, given.experiment)}
         write_json(given.out, {"scores": files, "left_over": rest})
     except (UserError, OSError) as error:

@@ -9,8 +9,8 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from pipeline.progress import log
 from pipeline.errors import UserError
+from pipeline.progress import log
 
 
 def way(address: str, sha256: str) -> str:

@@ -53,7 +53,7 @@ def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def write_arrays(path: str | Path, compressed: bool = False, **arrays: Any) -> None:
+def write_arrays(path: str | Path, arrays: Mapping[str, Any], compressed: bool = False) -> None:
     with atomic(path) as partial:
         (np.savez_compressed if compressed else np.savez)(partial, allow_pickle=False, **arrays)
 

@@ -172,8 +172,7 @@ def mirror(lines: list[dict[str, Any]], start: int) -> None:
     """Send lines[start:] to the record's run in MLflow; what an interrupted sending has brought there stays single."""
     for limit, value in (("MAX_RETRIES", "1"), ("TIMEOUT", "10")):
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{limit}", value)
-    from mlflow import MlflowClient  # takes seconds to import
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow import MlflowClient, entities  # takes seconds to import
 
     client, head = MlflowClient(tracking_uri=tracking_uri()), lines[0]
     profile = head["tags"].get("profile", "none")
@@ -184,11 +183,11 @@ def mirror(lines: list[dict[str, Any]], start: int) -> None:
         place, start_time=head["time"], run_name=head["name"], tags={**head["tags"], "record": head["id"]})
     run_id = run.info.run_id
     if start == 0:
-        params = [Param(key, value) for key, value in head["params"].items()]
-        tags = [RunTag(f"provenance.{key}", value) for key, value in flat(head["provenance"]).items()]
+        params = [entities.Param(key, value) for key, value in head["params"].items()]
+        tags = [entities.RunTag(f"provenance.{key}", value) for key, value in flat(head["provenance"]).items()]
         client.log_batch(run_id, params=params[:100], tags=tags)
     metrics = [
-        Metric(name, float(value), line["time"], line["step"])
+        entities.Metric(name, float(value), line["time"], line["step"])
         for line in lines[start:]
         if line["kind"] == "metrics"
         for name, value in line["values"].items()

@@ -56,10 +56,10 @@ def save(canvas: Canvas, out: Path, name: str, data: pd.DataFrame | None, profil
 def lines(ax: Axes, data: pd.DataFrame, x: str, y: str, **style: Any) -> None:
     """Mean over seeds against x, a line for each arm, with a band from the lowest to the highest seed."""
     for arm in [arm for arm in ARMS if arm in set(data["arm"])]:
-        words, _, _, colour, dash, legend = ARMS[arm]
-        look = {"linestyle": (0, dash) if dash else "-", "errorbar": ("pi", 100), **style}
-        sns.lineplot(data[data["arm"] == arm], x=x, y=y, ax=ax, color=PALETTE[colour], label=legend or words,
-                     legend=False, **look)
+        known = ARMS[arm]
+        look = {"linestyle": (0, known.dash) if known.dash else "-", "errorbar": ("pi", 100), **style}
+        sns.lineplot(data[data["arm"] == arm], x=x, y=y, ax=ax, color=PALETTE[known.colour],
+                     label=known.legend or known.words, legend=False, **look)
     if data[x].max() >= 10_000:
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 

@@ -17,23 +17,21 @@ NOT_NAMED = "not run: params.yaml does not name it"
 
 def place_of(folder: Path, path: Path) -> dict[str, str]:
     """Experiment, arm and seed of a file below build/<profile>, as the path law has them; empty for one elsewhere."""
-    experiment, *inside = path.relative_to(folder).parts[:-1] if path.is_relative_to(folder) else [""]
-    seed = next((part for part in inside if part.startswith("seed-")), "")
-    return {"experiment": experiment, "arm": next((part for part in inside if part != seed), ""),
-            "seed": seed.removeprefix("seed-")}
+    inside = path.relative_to(folder).parts[:-1] if path.is_relative_to(folder) else ()
+    experiment, seed, arm = (*inside, "", "", "")[:3]
+    return {"experiment": experiment, "arm": arm, "seed": seed.removeprefix("seed-")}
 
 
 def failures(results: Results) -> list[dict[str, str]]:
     """The stages whose log ends in an `error: ` line, furthest upstream first."""
-    found, order = [], list(STAGES)
+    found, order = [], {stage: place for place, stage in enumerate(STAGES)}
     folders = {results.build / "downloads", *(path.parent for path in results.named)}
     for path in [path for folder in folders for path in folder.glob("*.log")]:
         errors = [line for line in path.read_text(errors="replace").splitlines() if line.startswith("error: ")]
         if errors:
             found.append({**place_of(results.folder, path), "stage": path.stem,
                           "why": errors[-1].removeprefix("error: ")})
-    return sorted(found, key=lambda failure: (
-        order.index(failure["stage"]) if failure["stage"] in order else len(order), *failure.values()))
+    return sorted(found, key=lambda failure: (order.get(failure["stage"], len(order)), *failure.values()))
 
 
 def road(results: Results, experiment: str, arm: str, stage: str) -> set[str]:

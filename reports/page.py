@@ -129,10 +129,10 @@ def missing(results: Results, experiment: str, why: Reason) -> list[Block]:
     """The measures that an experiment has no scores of, by reason."""
     have = set(results.scores.set_index(["experiment", "arm", "measure"]).index)
     reasons: dict[str, list[str]] = {}
-    for measure, arms in results.settings.measured(results.profile, experiment).items():
-        for arm in arms:
-            if (experiment, arm, measure) not in have:
-                reasons.setdefault(why(experiment, arm, measure), []).append(f"{measure} of {arm}")
+    expected = results.settings.measured(results.profile, experiment)
+    for measure, arm in [(measure, arm) for measure in expected for arm in expected[measure]]:
+        if (experiment, arm, measure) not in have:
+            reasons.setdefault(why(experiment, arm, measure), []).append(f"{measure} of {arm}")
     return [Text(f"{called(experiment)}: {reason} ({', '.join(what)})", "missing") for reason, what in reasons.items()]
 
 
@@ -141,8 +141,7 @@ def scope(results: Results, origins: pd.DataFrame) -> list[Block]:
     def listed(values: pd.Series) -> str:
         return ", ".join(dict.fromkeys(value for value in values if value))
 
-    left = left_over(results)
-    over = [Text(f"left over, not shown: {left}", "missing")] if left else []
+    over = [Text(f"left over, not shown: {left}", "missing")] if (left := left_over(results)) else []
     if origins.empty:
         return [Text(NOT_YET, "missing"), *over]
     groups = {name: origins[origins["Experiment"] == name] for _, name in experiments(results)}

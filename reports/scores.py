@@ -160,11 +160,9 @@ def shown(scores: pd.DataFrame, experiment: str) -> pd.DataFrame:
     rows, arms = [], list(ARMS)
     for row in scores[scores["experiment"] == experiment].to_dict("records"):
         arm, model, known = row["arm"], row["model"], score(row["name"])
-        label = f"{MODELS[model]} ({ARMS[arm].words})"
+        label = known.row if known.row and model == "data" else f"{MODELS.get(model, model)} ({ARMS[arm].words})"
         if known.row.startswith(", "):
             label += known.row
-        elif known.row and model == "data":
-            label = known.row
         if row["measure"] == "bits_per_dim" and model == "ebm":
             label += ", learned c, unverified"
         place = (arms.index(arm), model != "data", model != "flow", row["seed"])

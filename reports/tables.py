@@ -72,11 +72,9 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
 
 def conclusion(verdict: str, entry: dict[str, Any], missing: str) -> dict[str, str]:
     """The columns Verdict and Note of a judged entry."""
-    if verdict == "not run":
-        return {"Verdict": verdict, "Note": missing}
-    if "unverified" in entry:
+    if "unverified" in entry and verdict != "not run":
         return {"Verdict": "unverified", "Note": entry["unverified"]}
-    return {"Verdict": verdict, "Note": ""}
+    return {"Verdict": verdict, "Note": missing if verdict == "not run" else ""}
 
 
 def criteria_table(paper: dict[str, Any]) -> pd.DataFrame:

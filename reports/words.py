@@ -2,8 +2,7 @@
 
 DATA = {"svhn": "SVHN", "cifar10": "CIFAR-10", "digits": "digits (8×8, not the paper's)",
         "ring-tight": "ring, tight modes", "ring-paper": "ring, the paper's literal recipe"}
-MODELS = {"flow": "Glow", "generator": "generator", "ebm": "EBM", "features": "features", "network": "network",
-          "data": "data"}
+MODELS = {"flow": "Glow", "ebm": "EBM"}  # the others go by their own names
 SAMPLES = {"svhn": "Figures 3 and 5. ", "cifar10": "Figures 3 and 6. "}  # numbers in the paper
 
 

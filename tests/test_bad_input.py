@@ -8,64 +8,34 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from tiny import ROOT, TINY
+from tiny import ROOT, TINY, flags, read_yaml, run_stage, write_all, write_yaml
 
-from fce.params import load
+from pipeline.catalogue import STAGES
+from pipeline.params import merge
 from reports import build
 
-FLAGS = {  # of each stage: module, required inputs, optional ones, keywords of its `main`
-    "data": ("fce.data.data", [], [], {"seeded": False}),
-    "pretrain": ("fce.pretrain", ["data"], [], {"several": True}),
-    "joint": ("fce.joint", ["data"], ["flow"], {"several": True}),
-    "dcgan": ("fce.dcgan", ["data"], [], {}),
-    "density": ("eval.density", ["data", "model"], [], {"several": True}),
-    "classifier": ("eval.classifier", ["data"], [], {"seeded": False}),
-    "sample": ("eval.sample", ["data", "model"], [], {}),
-    "fid": ("eval.fid", ["data", "samples", "features"], [], {}),
-    "bits_per_dim": ("eval.bits_per_dim", ["data", "model"], [], {}),
-    "log_z": ("eval.log_z", ["data", "model"], [], {}),
-    "log_z_control": ("eval.log_z_control", ["flow", "planted"], [], {}),
-    "probe": ("eval.probe", ["data"], ["model"], {}),
-    "supervised": ("eval.supervised", ["data"], [], {}),
-}
 
-
-def run(root: Path, experiment: str, stage: str, out: str, *more: str, **changes: str | Path) -> int:
-    """A stage as a user runs it, in this process; inputs are paths below build/quick/<experiment>/."""
-    module, needed, optional, keywords = FLAGS[stage]
-    folder = root / "build/quick" / experiment
-    arm = "joint/" if stage == "joint" else ""
-    given = (
-        {"params": f"params/{arm}{stage if not arm else 'joint'}.json"}
-        | ({} if stage == "data" else {"data": "data.npz"} if "data" in needed else {})
-        | changes
-    )
-    argv = [part for name, path in given.items() for part in (f"--{name}", str(folder / path))]
-    argv += [] if "seeded" in keywords or "--seed" in more else ["--seed", "0"]
-    argv += ["--out", str(folder / out), "--device", "cpu", "--threads", "1", *more]
-    code = import_module(module)
-    main = import_module("fce.stage").main
-    return main(code.__doc__, code.run, inputs=needed, optional=optional, argv=argv, **keywords)
+def run(root: Path, experiment: str, stage: str, *more: str, **changes: Any) -> int:
+    """A stage as a user runs it, in this process; paths lie below build/quick/<experiment>/."""
+    return run_stage(stage, *flags(stage, root / "build/quick" / experiment, **changes), *more)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of the ring, of the digits and of some images of 16 x 16, of seconds."""
     root = tmp_path_factory.mktemp("made")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"quick": json.loads(json.dumps(TINY))}
-    params["quick"]["images"].append("larger")
-    params["quick"]["overrides"]["larger"] = params["quick"]["overrides"]["digits"]
+    larger = {"experiments": [*TINY["experiments"], "larger"], "overrides": {"larger": TINY["overrides"]["digits"]}}
+    params = read_yaml(ROOT / "params.yaml") | {"quick": merge(TINY, larger)}
     own = {"source": "npz", "file": str(root / "own.npz"), "levels": 16, "validation": 8, "split_seed": 0}
     params["experiments"]["larger"] = params["experiments"]["digits"] | {"data": own}
-    (root / "params.yaml").write_text(yaml.safe_dump(params))
-    load(root / "params.yaml").write_slices(root / "build")
+    write_yaml(root / "params.yaml", params)
+    write_all(root)
     rng = np.random.default_rng(0)
     parts = {
         f"{part}_images": rng.integers(0, 16, (n, 16, 16, 1)).astype(np.uint8)
@@ -73,28 +43,40 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     np.savez(root / "own.npz", **parts, train_labels=np.arange(80) % 10, test_labels=np.arange(20) % 10)
     for experiment in ("ring", "digits", "larger"):
-        assert run(root, experiment, "data", "data.npz") == 0
-        assert run(root, experiment, "pretrain", "seed-0/pretrain.pt") == 0
-        assert run(root, experiment, "joint", "seed-0/joint/joint.pt", flow="seed-0/pretrain.pt") == 0
-    assert run(root, "digits", "dcgan", "seed-0/dcgan/dcgan.pt") == 0
-    assert run(root, "digits", "classifier", "classifier.pt") == 0
+        assert run(root, experiment, "data") == 0
+        assert run(root, experiment, "pretrain", seeds=(0, 1) if experiment == "digits" else (0,)) == 0
+        assert run(root, experiment, "joint") == 0
+    assert run(root, "digits", "dcgan") == 0
+    assert run(root, "digits", "classifier") == 0
     for experiment in ("digits", "larger"):
-        assert run(root, experiment, "sample", "seed-0/mle/samples.npz", model="seed-0/pretrain.pt") == 0
+        assert run(root, experiment, "sample", arms=["mle"]) == 0
     return root
 
 
 def test_right_inputs_pass(made):
-    look = {"samples": "seed-0/mle/samples.npz", "features": "classifier.pt"}
-    pretrained, joint = {"model": "seed-0/pretrain.pt"}, {"model": "seed-0/joint/joint.pt"}
-    flows = {"flow": "seed-0/pretrain.pt", "planted": "seed-0/pretrain.pt"}
-    dcgan = {"model": "seed-0/dcgan/dcgan.pt"}
     for stage, arm, inputs in (
-        *(("fid", "mle", look), ("bits_per_dim", "mle", pretrained), ("bits_per_dim", "joint", joint)),
-        *(("log_z", "joint", joint), ("log_z_control", "planted", flows), ("probe", "joint", joint)),
-        *(("probe", "random-init", {}), ("probe", "dcgan", dcgan), ("supervised", "supervised", {})),
+        *(("fid", "mle", {}), ("bits_per_dim", "mle", {}), ("bits_per_dim", "joint", {}), ("log_z", "joint", {})),
+        *(("log_z_control", "planted", {}), ("probe", "joint", {}), ("probe", "random-init", {"model": None})),
+        *(("probe", "dcgan", {}), ("supervised", "supervised", {})),
     ):
-        assert run(made, "digits", stage, f"seed-0/{arm}/{stage}.json", **inputs) == 0
-    assert run(made, "ring", "density", "seed-0/joint/density.json", **joint) == 0
+        assert run(made, "digits", stage, arms=[arm], **inputs) == 0
+        assert (made / f"build/quick/digits/seed-0/{arm}/{stage}.json").exists()
+    assert run(made, "ring", "density") == 0
+
+
+def test_what_a_checkpoint_is_stands_in_it_and_not_in_its_name(made, tmp_path, capfd):
+    home = made / "build/quick/digits"
+    names = {"joint": "weights.pt", "dcgan": "pretrain.pt", "mle": "dcgan.pt"}
+    for arm, source in (("joint", "joint/joint.pt"), ("dcgan", "dcgan/dcgan.pt"), ("mle", "pretrain.pt")):
+        shutil.copy(home / "seed-0" / source, tmp_path / names[arm])
+    for stage, arm in (("log_z", "joint"), ("sample", "joint"), ("sample", "dcgan"), ("sample", "mle"), ("probe", "dcgan")):
+        out = tmp_path / f"{arm}-{stage}.out"
+        assert run(made, "digits", stage, model=tmp_path / names[arm], out=out, arms=[arm]) == 0 and out.exists()
+    shutil.copy(tmp_path / "pretrain.pt", tmp_path / "joint.pt")
+    refused(capfd, made, tmp_path, "digits", "log_z", "joint.pt is a checkpoint of the stage dcgan; log_z takes those of joint",
+            model=tmp_path / "joint.pt")
+    refused(capfd, made, tmp_path, "digits", "joint", "pretrain.pt is a checkpoint of the stage dcgan",
+            flow=tmp_path / "pretrain.pt")
 
 
 Make = Callable[[Path, Path], Path]  # (folder of the experiment, folder to write to) -> a wrong file
@@ -137,13 +119,13 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def refused(capfd, made: Path, tmp_path: Path, experiment: str, stage: str, says: str, *more: str, **inputs) -> None:
+def refused(capfd, made: Path, tmp_path: Path, experiment: str, stage: str, says: str, **inputs) -> None:
     """The stage ends with code 2 and one message, and has written nothing."""
     folder = made / "build/quick" / experiment
     paths = {name: given(folder, tmp_path) if callable(given) else given for name, given in inputs.items()}
     capfd.readouterr()
     out = tmp_path / f"build/quick/{experiment}/seed-0/an-arm/{stage}.out"
-    assert run(made, experiment, stage, str(out), *more, **paths) == 2
+    assert run(made, experiment, stage, out=out, **paths) == 2
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
     assert re.search(says, lines[0]), lines[0]
@@ -224,87 +206,42 @@ DATA = {  # name: experiment, stage, what --data is, what the message says
 @pytest.mark.parametrize("name", DATA)
 def test_wrong_data_is_refused(made, tmp_path, capfd, name):
     experiment, stage, data, says = DATA[name]
-    more = {"model": "seed-0/pretrain.pt"} if "model" in FLAGS[stage][1] else {}
-    refused(capfd, made, tmp_path, experiment, stage, says, data=data, **more)
+    refused(capfd, made, tmp_path, experiment, stage, says, data=data)
 
 
-MODELS = {  # name: experiment, stage, its inputs, what the message says
-    "empty": ("digits", "sample", {"model": holding(b"")}, "--model: .*no whole checkpoint .*run joint again"),
-    "text": ("digits", "log_z", {"model": holding(b"weights")}, "no whole checkpoint"),
-    "truncated": ("digits", "bits_per_dim", {"model": cut("seed-0/pretrain.pt")}, "no whole .*run pretrain again"),
-    "truncated flow": ("ring", "joint", {"flow": cut("seed-0/pretrain.pt")}, "--flow: .*no whole checkpoint"),
-    "other content": (
-        "digits",
-        "sample",
-        {"model": checkpoint({"x": 1})},
-        "is no checkpoint, but one of the stage joint is needed",
-    ),
+PRETRAINED, JOINT, DCGAN = "seed-0/pretrain.pt", "seed-0/joint/joint.pt", "seed-0/dcgan/dcgan.pt"
+SAMPLES = "seed-0/mle/samples.npz"
+MODELS = {  # name: experiment, stage, its wrong inputs, what the message says
+    "empty": ("digits", "sample", {"model": holding(b"")}, "--model: .*wrong.pt is no whole checkpoint .*run pretrain or "
+              "joint or dcgan again"),
+    "text": ("digits", "log_z", {"model": holding(b"weights")}, "no whole checkpoint .*delete it and run joint again"),
+    "truncated": ("digits", "bits_per_dim", {"model": cut(PRETRAINED)}, "no whole .*run pretrain or joint again"),
+    "truncated flow": ("ring", "joint", {"flow": cut(PRETRAINED)}, "--flow: .*no whole checkpoint .*run pretrain again"),
+    "other content": ("digits", "sample", {"model": checkpoint({"x": 1})},
+                      "wrong.pt is no checkpoint; sample takes those of pretrain, joint, dcgan"),
+    "a kind that is none": ("digits", "sample", {"model": checkpoint({"kind": "glow"})}, "is no checkpoint; sample takes"),
+    "a kind that is a list": ("digits", "sample", {"model": checkpoint({"kind": [1]})}, "is no checkpoint; sample takes"),
     "a bare number": ("digits", "log_z", {"model": checkpoint(torch.ones(2))}, "is no checkpoint"),
-    "Glow where an EBM is needed": (
-        "digits",
-        "log_z",
-        {"model": "seed-0/pretrain.pt"},
-        "stage pretrain; log_z takes .*joint",
-    ),
-    "DCGAN where a density is needed": ("digits", "bits_per_dim", {"model": "seed-0/dcgan/dcgan.pt"}, "stage dcgan"),
-    "an EBM for the flow": (
-        "digits",
-        "joint",
-        {"flow": "seed-0/joint/joint.pt"},
-        "of the stage joint, but .* pretrain is",
-    ),
-    "a GAN for the flow": (
-        "digits",
-        "log_z_control",
-        {"flow": "seed-0/dcgan/dcgan.pt", "planted": "seed-0/pretrain.pt"},
-        "--flow: .*of the stage dcgan, but",
-    ),
-    "two experiments": ("digits", "log_z", {"model": "../larger/seed-0/joint/joint.pt"}, r"\(1, 16, 16\).*\(1, 8, 8\)"),
-    "two shapes of flows": (
-        "digits",
-        "log_z_control",
-        {"flow": "seed-0/pretrain.pt", "planted": "../larger/seed-0/pretrain.pt"},
-        "give those of one experiment",
-    ),
-    "points for images": ("digits", "sample", {"model": "../ring/seed-0/pretrain.pt"}, r"for x of shape \(2,\)"),
-    "a flow of images for points": ("ring", "joint", {"flow": "../digits/seed-0/pretrain.pt"}, "give those of one"),
-    "another classifier": (
-        "larger",
-        "fid",
-        {"samples": "seed-0/mle/samples.npz", "features": "../digits/classifier.pt"},
-        r"--features: .*\(1, 8, 8\).*\(1, 16, 16\)",
-    ),
-    "no classifier": (
-        "digits",
-        "fid",
-        {"samples": "seed-0/mle/samples.npz", "features": "seed-0/pretrain.pt"},
-        "of the stage pretrain, but one of the stage classifier",
-    ),
-    "samples of others": (
-        "digits",
-        "fid",
-        {"samples": "../larger/seed-0/mle/samples.npz", "features": "classifier.pt"},
-        r"--samples: .*\(16, 16, 1\).*\(8, 8, 1\)",
-    ),
-    "samples with other levels": (
-        "digits",
-        "fid",
-        {"samples": arrays("seed-0/mle/samples.npz", levels=256), "features": "classifier.pt"},
-        "other grey levels",
-    ),
-    "truncated samples": (
-        "digits",
-        "fid",
-        {"samples": cut("seed-0/mle/samples.npz"), "features": "classifier.pt"},
-        "samples.npz is not a readable npz",
-    ),
-    "no samples": ("digits", "fid", {"samples": "data.npz", "features": "classifier.pt"}, "no array 'images'"),
-    "a picture": (
-        "digits",
-        "fid",
-        {"samples": holding(b"\x89PNG\r\n"), "features": "classifier.pt"},
-        "not a readable npz",
-    ),
+    "Glow where an EBM is needed": ("digits", "log_z", {"model": PRETRAINED},
+                                    "is a checkpoint of the stage pretrain; log_z takes those of joint$"),
+    "DCGAN where a density is needed": ("digits", "bits_per_dim", {"model": DCGAN}, "is a checkpoint of the stage dcgan"),
+    "an EBM for the flow": ("digits", "joint", {"flow": JOINT},
+                            "is a checkpoint of the stage joint; joint takes those of pretrain"),
+    "a GAN for the flow": ("digits", "log_z_control", {"flow": DCGAN}, "--flow: .*is a checkpoint of the stage dcgan;"),
+    "two experiments": ("digits", "log_z", {"model": f"../larger/{JOINT}"}, r"\(1, 16, 16\).*\(1, 8, 8\)"),
+    "two shapes of flows": ("digits", "log_z_control", {"planted": f"../larger/{PRETRAINED}"},
+                            "give those of one experiment"),
+    "points for images": ("digits", "sample", {"model": f"../ring/{PRETRAINED}"}, r"for x of shape \(2,\)"),
+    "a flow of images for points": ("ring", "joint", {"flow": f"../digits/{PRETRAINED}"}, "give those of one"),
+    "another classifier": ("larger", "fid", {"samples": SAMPLES, "features": "../digits/classifier.pt"},
+                           r"--features: .*\(1, 8, 8\).*\(1, 16, 16\)"),
+    "no classifier": ("digits", "fid", {"samples": SAMPLES, "features": PRETRAINED},
+                      "is a checkpoint of the stage pretrain; fid takes those of classifier"),
+    "samples of others": ("digits", "fid", {"samples": f"../larger/{SAMPLES}"}, r"--samples: .*\(16, 16, 1\).*\(8, 8, 1\)"),
+    "samples with other levels": ("digits", "fid", {"samples": arrays(SAMPLES, levels=256)}, "other grey levels"),
+    "truncated samples": ("digits", "fid", {"samples": cut(SAMPLES)}, "samples.npz is not a readable npz"),
+    "no samples": ("digits", "fid", {"samples": "data.npz"}, "no array 'images'"),
+    "a picture": ("digits", "fid", {"samples": holding(b"\x89PNG\r\n")}, "not a readable npz"),
 }
 
 
@@ -324,51 +261,45 @@ def changed(made: Path, to: Path, stage: str, section: str, **values) -> Path:
 def test_a_flow_of_other_parameters_is_refused(made, tmp_path, capfd):
     own = changed(made, tmp_path, "joint/joint", "flow", width=9)
     says = r"seed-0/pretrain\.pt was made with other parameters \(flow:\); run pretrain again"
-    refused(capfd, made, tmp_path, "digits", "joint", says, params=own, flow="seed-0/pretrain.pt")
+    refused(capfd, made, tmp_path, "digits", "joint", says, params=own)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "joint", "dcgan"])
 def test_a_batch_larger_than_the_set_is_refused(made, tmp_path, capfd, stage):
     own = changed(made, tmp_path, "joint/joint" if stage == "joint" else stage, stage, batch=1258)
-    flow = {"flow": "seed-0/pretrain.pt"} if stage == "joint" else {}
     says = f"{stage}.batch: 1258, but there are only 1257 training images; lower it"
-    refused(capfd, made, tmp_path, "digits", stage, says, params=own, **flow)
+    refused(capfd, made, tmp_path, "digits", stage, says, params=own)
 
 
 def test_a_grid_that_misses_a_mode_is_refused(made, tmp_path, capfd):
     content = json.loads((made / "build/quick/ring/params/density.json").read_text())
     content["density"]["points"] = [2, 2]
-    own = write(tmp_path / "slice.json", json.dumps(content).encode())
+    own, out = write(tmp_path / "slice.json", json.dumps(content).encode()), tmp_path / "density.json"
     capfd.readouterr()
-    out = str(tmp_path / "density.json")
-    assert run(made, "ring", "density", out, params=own, model="seed-0/joint/joint.pt") == 2
+    assert run(made, "ring", "density", params=own, out=out) == 2
     says = r"2x2 cells on \[-5, 5\]\^2 miss mode \d of the data; give larger density\.boxes or more density\.points"
     assert re.search(f"^error: density: {says}$", capfd.readouterr().err.strip())
-    assert not Path(out).exists()
+    assert not out.exists()
 
 
 MOONS = b'{"data": {"source": "moons", "std": NaN, "scale": 1, "components": 2, "test": 1, "validation": 1}}'
-FLAG_MISTAKES = {  # name: stage, inputs, further arguments, what the message says
-    "no flow": ("joint", {}, [], "--flow is missing, and these parameters need it"),
-    "parameters of another stage": (
-        "pretrain",
-        {"params": "params/data.json"},
-        [],
-        "slice of pretrain: unknown key|'flow' is missing",
-    ),
-    "no JSON": ("pretrain", {"params": holding(b"{")}, [], "is not JSON"),
-    "no text": ("pretrain", {"params": holding(b"\xff\xfe")}, [], "is not JSON"),
-    "a list": ("pretrain", {"params": holding(b"[1]")}, [], "must be a mapping"),
-    "a folder of parameters": ("pretrain", {"params": "params"}, [], "--params: .* does not exist"),
-    "NaN": ("data", {"params": holding(MOONS)}, [], r"data\.std: .*finite"),
-    "a seed twice": ("pretrain", {}, ["--seed", "1", "1"], "would be written by several runs"),
+FLAG_MISTAKES = {  # name: stage, what is wrong, what the message says
+    "no flow": ("joint", {"flow": None}, "--flow is missing, and these parameters need it"),
+    "parameters of another stage": ("pretrain", {"params": "params/data.json"},
+                                    "slice of pretrain: unknown key|'flow' is missing"),
+    "no JSON": ("pretrain", {"params": holding(b"{")}, "is not JSON"),
+    "no text": ("pretrain", {"params": holding(b"\xff\xfe")}, "is not JSON"),
+    "a list": ("pretrain", {"params": holding(b"[1]")}, "must be a mapping"),
+    "a folder of parameters": ("pretrain", {"params": "params"}, "--params: .* does not exist"),
+    "NaN": ("data", {"params": holding(MOONS)}, r"data\.std: .*finite"),
+    "a seed twice": ("pretrain", {"seeds": (1, 1)}, "would be written by several runs"),
 }
 
 
 @pytest.mark.parametrize("name", FLAG_MISTAKES)
 def test_wrong_flags_are_refused(made, tmp_path, capfd, name):
-    stage, inputs, more, says = FLAG_MISTAKES[name]
-    refused(capfd, made, tmp_path, "digits", stage, says, *more, **inputs)
+    stage, wrong, says = FLAG_MISTAKES[name]
+    refused(capfd, made, tmp_path, "digits", stage, says, **wrong)
 
 
 @pytest.mark.parametrize(
@@ -385,12 +316,12 @@ def test_wrong_flags_are_refused(made, tmp_path, capfd, name):
 )
 def test_flags_that_cannot_be_read_end_in_usage_and_code_2(made, capfd, more, says):
     with pytest.raises(SystemExit) as end:
-        run(made, "digits", "pretrain", "x.pt", *more)
+        run(made, "digits", "pretrain", *more)
     assert end.value.code == 2 and says in capfd.readouterr().err
 
 
 def test_a_folder_for_the_output_is_refused(made, capfd):
-    assert run(made, "digits", "pretrain", "seed-0") == 2
+    assert run(made, "digits", "pretrain", out="seed-0") == 2
     assert re.search("^error: --out: .*seed-0 is a folder", capfd.readouterr().err)
 
 

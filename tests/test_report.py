@@ -13,12 +13,17 @@ import pytest
 import torch
 
 from eval.score import Score, ScoreFile
-from fce import objective, params
-from fce.stage import UserError
-from reports import build, figures, origins, tables, verdicts
+from fce import objective
+from pipeline.catalogue import ROOT, SCORES, score
+from pipeline.errors import UserError
+from pipeline.params import load
+from reports import build, figures, origins, page, scores, tables, verdicts
+from reports.scores import Results
 from reports.verdicts import Values
+from reports.words import called
 
-PAPER = build.read_paper()
+SETTINGS = load(ROOT / "params.yaml")
+PAPER = page.read_paper()
 TABLE1, TABLE2 = PAPER["values"]
 COMMAND = "python -m eval.fid <script>alert(1)</script>"
 
@@ -41,7 +46,7 @@ def put(root: Path, profile: str, experiment: str, arm: str, measure: str, value
             experiment=experiment,
             seed=seed,
             arm=arm,
-            scores=[Score(value=value, unit="", n=1, protocol="made up", **score)],
+            scores=[Score(value=value, n=1, protocol="made up", **score)],
             provenance={"command": COMMAND, "seconds": 2},
         )
         path.write_text(json.dumps(content.model_dump(mode="json")))
@@ -57,14 +62,18 @@ def fids(root: Path, profile: str = "full") -> None:
 
 
 def scores_of(root: Path, profile: str = "full") -> pd.DataFrame:
-    return tables.score_table(tables.score_files(root / profile))
+    return scores.score_table(scores.score_files(root / profile))
+
+
+def results_of(root: Path, profile: str = "full") -> Results:
+    return Results(SETTINGS, profile, root)
 
 
 def why(experiment: str, arm: str, measure: str) -> str:
     return "not run yet"
 
 
-def page(root: Path, profile: str) -> str:
+def rendered(root: Path, profile: str) -> str:
     """The rendered page, read back."""
     out = root / "report" / "index.html"
     assert build.main(["--profile", profile, "--build", str(root), "--out", str(out)]) == 0
@@ -157,18 +166,18 @@ def test_a_seed_alone_is_marked_and_explained(tmp_path):
     put(tmp_path, "full", "cifar10", "joint", "bits_per_dim", {0: 3.45}, standard_error=0.01, **score)
     put(tmp_path, "full", "svhn", "mle", "bits_per_dim", {0: 2.17, 1: 2.18}, standard_error=0.01, **score)
     put(tmp_path, "full", "svhn", "joint", "bits_per_dim", {0: 2.25}, **score)
-    scores = scores_of(tmp_path)
-    table = tables.printed_table(scores, TABLE2, why).set_index(["Data", "Model"])
+    found = scores_of(tmp_path)
+    table = tables.printed_table(found, TABLE2, why).set_index(["Data", "Model"])
     ours = table.loc[[("CIFAR-10", "Glow (MLE)"), ("SVHN", "Glow (MLE)"), ("SVHN", "Glow (ours)")], "Ours"]
     assert ours.tolist() == ["3.350 ± 0.020 (one seed)", "2.175 ± 0.064", "2.250"]
-    claims = tables.claims_table(scores, PAPER["claims"], why).set_index(["Claim", "Data"])
+    claims = tables.claims_table(found, PAPER["claims"], why).set_index(["Claim", "Data"])
     cost = claims.loc[("Joint training costs Glow a little likelihood", "CIFAR-10")]
     assert cost[["Difference", "Verdict"]].tolist() == ["0.100 ± 0.028 (one seed)", "reproduced"]
-    by_model, by_seed = (tables.results(scores, "cifar10", rows) for rows in (["Model"], ["Model", "Seed"]))
+    by_model, by_seed = (tables.table(found, "cifar10", "results", rows) for rows in (["Model"], ["Model", "Seed"]))
     assert by_model["bits/dim"].tolist() == ["3.350 ± 0.020 (one seed)", "3.450 ± 0.020 (one seed)"]
     assert by_seed["bits/dim"].tolist() == ["3.350", "3.450"]
-    assert tables.trade_table(scores, "cifar10", ["Arm"])["bits/dim"].tolist() == ["0.100 ± 0.028 (one seed)"]
-    html = page(tmp_path, "full")
+    assert tables.table(found, "cifar10", "trade", ["Arm"])["bits/dim"].tolist() == ["0.100 ± 0.028 (one seed)"]
+    html = rendered(tmp_path, "full")
     assert html.count("does not contain the variation between seeds") == 4  # claims, Table 2, results, trade
 
 
@@ -225,7 +234,7 @@ def test_glow_is_compared_with_both_rows_that_ttur_printed_of_dcgan(tmp_path, ex
     seeds = {0: fid - 0.01, 1: fid, 2: fid + 0.01}
     put(tmp_path, "full", experiment, "joint", "fid", seeds, name="frechet_inception_distance", model="flow")
     claims = tables.claims_table(scores_of(tmp_path), PAPER["claims"], why)
-    rows = claims[claims["Claim"].str.contains("as printed by TTUR") & (claims["Data"] == tables.DATA[experiment])]
+    rows = claims[claims["Claim"].str.contains("as printed by TTUR") & (claims["Data"] == called(experiment))]
     assert ["orig" in claim for claim in rows["Claim"]] == [True, False]
     assert [verdict == "reproduced" for verdict in rows["Verdict"]] == held
     assert set(rows["Verdict"]) <= {"reproduced", "not reproduced"}
@@ -240,10 +249,10 @@ def test_ebm_likelihood_is_never_confirmed(tmp_path):
     bounds = {"certificate": {0: 2.16, 1: 2.17}, "ais": {0: 2.19, 1: 2.191}}
     for kind, values in bounds.items():
         put(tmp_path / kind, "full", "svhn", "joint", "log_z", values, name=f"bits_per_dim_{kind}", model="ebm")
-    scores = pd.concat([scores_of(tmp_path), *(scores_of(tmp_path / kind) for kind in bounds)])
-    claims = tables.claims_table(scores, PAPER["claims"], why).set_index(["Claim", "Data"])
-    found = claims.loc[("The EBM's bits/dim are below those of Glow (MLE)", "SVHN")]
-    assert found["Verdict"] == "contradicted" and "by AIS 0.0200" in found["Note"]
+    found = pd.concat([scores_of(tmp_path), *(scores_of(tmp_path / kind) for kind in bounds)])
+    claims = tables.claims_table(found, PAPER["claims"], why).set_index(["Claim", "Data"])
+    claim = claims.loc[("The EBM's bits/dim are below those of Glow (MLE)", "SVHN")]
+    assert claim["Verdict"] == "contradicted" and "by AIS 0.0200" in claim["Note"]
     assert set(claims.filter(like="bits/dim are below", axis=0)["Verdict"]) == {"contradicted", "not run"}
 
 
@@ -264,8 +273,8 @@ def test_verdict_on_a_bound(certificate, ais, verdict):
 
 def test_label_counts_are_averaged_and_convergence_is_counted(tmp_path):
     put(tmp_path, "full", "svhn", "joint", "probe", {0: 0.5}, name="accuracy", model="features", labels=50)
-    scores = pd.concat([scores_of(tmp_path), scores_of(tmp_path).assign(labels=100, value=0.7)])
-    assert tables.by_seed(scores, arm="joint", name="accuracy").means.tolist() == [0.6]
+    found = pd.concat([scores_of(tmp_path), scores_of(tmp_path).assign(labels=100, value=0.7)])
+    assert scores.by_seed(found, arm="joint", name="accuracy").means.tolist() == [0.6]
     runs = pd.DataFrame(
         {
             "seed": 0,
@@ -274,7 +283,7 @@ def test_label_counts_are_averaged_and_convergence_is_counted(tmp_path):
             "mse_ema": [1.0, 0.19, 0.3, 1.0, 0.5, 0.4],
         }
     )
-    assert set(tables.convergence(runs, "full", "ring")["value"]) == {100.0, 150.0}  # never: the whole budget
+    assert set(scores.convergence(runs, "full", "ring")["value"]) == {100.0, 150.0}  # never: the whole budget
 
 
 def test_floors_stand_in_the_column_of_their_measure():
@@ -284,7 +293,8 @@ def test_floors_stand_in_the_column_of_their_measure():
     }
     score = ("full", "svhn", 0, "mle", "fid")
     rows = [(*score, name, model, None, 1.0, None, None) for model in names for name in names[model]]
-    table = tables.results(pd.DataFrame(rows, columns=tables.COLUMNS), "svhn", ["Model"]).set_index("Model")
+    frame = pd.DataFrame(rows, columns=scores.COLUMNS)
+    table = tables.table(frame, "svhn", "results", ["Model"]).set_index("Model")
     assert list(table) == ["FID", "FID to test", "KID", "precision", "Seeds"]
     assert list(table.loc["Glow (MLE)"]) == ["1.000", "1.000", "1.000", "–", "1"]
     assert list(table.loc["real test images (the floor)"]) == ["1.000", "–", "–", "1.000", "1"]
@@ -298,11 +308,11 @@ def test_few_labels_are_those_up_to_the_claims_limit(tmp_path):
                                            ("supervised", "supervised", "network", 0.5)):
             place, seeds = tmp_path / str(labels), {0: value, 1: value + 0.01, 2: value - 0.01}
             put(place, "full", "svhn", arm, measure, seeds, name="accuracy", model=model, labels=labels)
-    scores = pd.concat([scores_of(tmp_path / "100"), scores_of(tmp_path / "5000")])
+    found = pd.concat([scores_of(tmp_path / "100"), scores_of(tmp_path / "5000")])
     claim = next(claim for claim in PAPER["claims"] if "supervised" in claim["claim"])
-    row = tables.claims_table(scores, [claim], why).iloc[0]
+    row = tables.claims_table(found, [claim], why).iloc[0]
     assert row[["Difference", "Verdict"]].tolist() == ["0.1000 ± 0", "reproduced"]
-    table = tables.probe_table(scores, "svhn", ["Labels"])
+    table = tables.table(found, "svhn", "probe", ["Labels"])
     assert list(table) == ["Labels", "features (ours)", "network (supervised)", "Seeds"]
 
 
@@ -310,28 +320,28 @@ def test_baselines_have_names_of_their_own(tmp_path):
     fids(tmp_path)
     put(tmp_path, "full", "svhn", "dcgan", "fid", {0: 21.0, 1: 21.1},
         name="frechet_inception_distance", model="generator")
-    scores = scores_of(tmp_path)
+    found = scores_of(tmp_path)
     models = ["Glow (MLE)", "Glow (ours)", "generator (DCGAN)"]
-    assert tables.results(scores, "svhn", ["Model"])["Model"].tolist() == models
-    assert list(tables.trade_table(scores, "svhn", ["Arm"])["Arm"]) == ["ours"]  # a DCGAN is no trained Glow
-    claims = tables.claims_table(scores, PAPER["claims"], why).set_index(["Claim", "Data"])
+    assert tables.table(found, "svhn", "results", ["Model"])["Model"].tolist() == models
+    assert list(tables.table(found, "svhn", "trade", ["Arm"])["Arm"]) == ["ours"]  # a DCGAN is no trained Glow
+    claims = tables.claims_table(found, PAPER["claims"], why).set_index(["Claim", "Data"])
     assert claims.loc[("Glow (ours) outperforms DCGAN", "SVHN"), "Verdict"] == "reproduced"
-    printed = tables.printed_table(scores, TABLE1, why).set_index(["Data", "Model"])
+    printed = tables.printed_table(found, TABLE1, why).set_index(["Data", "Model"])
     assert printed.loc[("SVHN", "DCGAN"), "Verdict"] == "reproduced"
     for name, value in (("effective_rank", 3.0), ("effective_rank_all_layers", 5.0)):
         put(tmp_path / name, "full", "svhn", "joint", "probe", {0: value, 1: value}, name=name, model="features")
     ranks = pd.concat(scores_of(tmp_path / name) for name in ("effective_rank", "effective_rank_all_layers"))
-    table = tables.rank_table(ranks, "svhn", ["Model"]).set_index("Model")
+    table = tables.table(ranks, "svhn", "rank", ["Model"]).set_index("Model")
     assert list(table.index) == ["features (ours)", "features (ours), all layers"]
     assert list(table["effective rank"]) == ["3.000 ± 0", "5.000 ± 0"]
 
 
 def test_quick_numbers_are_refused_by_the_papers_tables(tmp_path):
     fids(tmp_path, "quick")
-    scores = scores_of(tmp_path, "quick")
+    found = scores_of(tmp_path, "quick")
     for refuse in (
-        lambda: tables.printed_table(scores, TABLE1, why),
-        lambda: tables.claims_table(scores, PAPER["claims"], why),
+        lambda: tables.printed_table(found, TABLE1, why),
+        lambda: tables.claims_table(found, PAPER["claims"], why),
         lambda: tables.architecture_table(tmp_path / "quick", PAPER["architectures"][0]),
     ):
         with pytest.raises(ValueError, match="not of the paper's sizes"):
@@ -355,11 +365,86 @@ def test_a_broken_score_file_is_named(tmp_path):
         scores_of(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("frechet_inception_distance", "frechet_distence",
+         r"\(scores\.0\.the score 'frechet_distence' is in no list; add it to SCORES in pipeline/catalogue\.py\)"),
+        ("mle", "mel", r"\(the arm 'mel' is in no list; add it to ARMS in pipeline/catalogue\.py\)"),
+    ],
+)
+def test_what_no_list_knows_is_refused_with_the_cure(tmp_path, capsys, old, new, says):
+    fids(tmp_path)
+    seed = tmp_path / "full" / "svhn" / "seed-0"
+    if (seed / old).exists():
+        (seed / old).rename(seed / new)
+    for path in seed.glob("*/fid.json"):
+        path.write_text(path.read_text().replace(f'"{old}"', f'"{new}"'))
+    with pytest.raises(UserError, match=f"fid.json is not a score file {says}"):
+        scores_of(tmp_path)
+    assert build.main(["--profile", "full", "--build", str(tmp_path), "--out", str(tmp_path / "x.html")]) == 2
+    assert "pipeline/catalogue.py" in capsys.readouterr().err
+
+
+def every_score() -> pd.DataFrame:
+    """A number of every kind, of SVHN; those of baselines are the data's."""
+    names = [name.replace("*", str(n)) for name in reversed(SCORES) for n in range(3 if "*" in name else 1)]
+    rows = [("full", "svhn", 0, "joint", "made up", name, model, 50, 1.0, None, None) for name in names
+            for model in (("flow", "ebm") if score(name).column in ("", name) else ("data", "features"))]
+    return pd.DataFrame(rows, columns=scores.COLUMNS)
+
+
+def test_tables_and_columns_follow_the_catalogue():
+    frame, listed = every_score(), {known.table for known in SCORES.values() if known.table}
+    assert set(tables.TABLES) - {"trade"} == listed  # which is made of differences
+    for name in listed - {"probe"}:  # whose columns are models
+        of_it = [key for key, known in SCORES.items() if known.table == name and known.column in ("", key)]
+        headings = [SCORES[key].heading for key in of_it]
+        assert len(set(headings)) == len(headings), "two columns of one name would be one"
+        expected = {"modes": ["mode 0", "mode 1", "mode 2"], "bounds": ["bits/dim", *headings]}.get(name, headings)
+        assert list(tables.table(frame, "svhn", name, ["Model"])) == ["Model", *expected, "Seeds"]
+    for known in SCORES.values():
+        if known.row.startswith(", "):
+            assert f"features (ours){known.row}" in tables.table(frame, "svhn", "probe", ["Labels"])
+        elif known.column in SCORES and SCORES[known.column] is not known:
+            row = tables.table(frame, "svhn", known.table, ["Model"]).set_index("Model").loc[known.row]
+            assert row[SCORES[known.column].heading] == "1.000"
+    with pytest.raises(ValueError, match=r"is in no list; add it to SCORES in pipeline/catalogue\.py"):
+        tables.table(frame.assign(name="surprise"), "svhn", "results", ["Model"])
+
+
+def test_what_is_left_over_is_named_and_not_shown(tmp_path):
+    """Of seeds and arms that params.yaml names no longer."""
+    fids(tmp_path)
+    score = {"name": "frechet_inception_distance", "model": "flow"}
+    put(tmp_path, "full", "svhn", "mle", "fid", {7: 777.7}, **score)
+    put(tmp_path, "full", "svhn", "joint-long", "fid", {0: 777.7}, **score)
+    put(tmp_path, "full", "gone", "mle", "fid", {0: 777.7}, **score)
+    columns = "step,validation\n", "ebm_updates,value,accuracy_data,accuracy_gen\n"
+    for seed, arm, rows in ((0, "joint", "1,1,1,1\n2,2,1,1\n"), (7, "joint", "777,1,1,1\n"),
+                            (0, "joint-long", "777,1,1,1\n")):
+        folder = tmp_path / f"full/svhn/seed-{seed}"
+        (folder / arm).mkdir(parents=True, exist_ok=True)
+        (folder / "pretrain.csv").write_text(columns[0] + "1,1\n2,1\n")
+        (folder / arm / "joint.csv").write_text(columns[1] + rows)
+    (tmp_path / "full/svhn/seed-7/pretrain.log").write_text("error: of a seed that is gone\n")
+    html = rendered(tmp_path, "full")
+    assert ("left over, not shown: gone/seed-0/mle (fid); svhn/seed-0/joint-long (fid); svhn/seed-7/mle (fid)</p>"
+            in html)
+    assert "41.7 ± 1.6" in html and "seed that is gone" not in html
+    assert 'id="svhn-mle-fid-2"' in html and 'id="svhn-mle-fid-7"' not in html
+    for path in (tmp_path / "report").glob("*.csv"):
+        assert "777" not in path.read_text(), path
+    assert set(pd.read_csv(tmp_path / "report" / "training-svhn.csv")["seed"]) == {0}
+    assert pd.read_csv(tmp_path / "report" / "scope.csv").set_index("Data").loc["SVHN", "Seeds"] == "0, 1, 2"
+
+
 @pytest.mark.parametrize("profile", ["full", "quick"])
 def test_nothing_yet_still_makes_a_page(tmp_path, profile, capsys):
-    html = page(tmp_path, profile)
+    html = rendered(tmp_path, profile)
     assert capsys.readouterr().out == f"{tmp_path}/report/index.html\n"
-    assert "not run yet" in html and "<img" not in html
+    assert "not run yet" in html and "<img" not in html and "left over" not in html
+    assert f"python -m fce report --profile {profile} " in html
     assert "not run yet" in (tmp_path / "report" / "report.md").read_text()
 
 
@@ -369,27 +454,31 @@ def test_missing_numbers_say_why_from_the_furthest_upstream_log(tmp_path):
         "full/cifar10/data.log": "no <b>archive</b>",
         "full/cifar10/seed-0/pretrain.log": "later",
         "full/svhn/seed-0/residual/joint.log": "diverged",
-        "downloads/weights.log": "no Inception",
+        "downloads/inception.log": "no Inception",
     }
     for log, message in logs.items():
         (tmp_path / log).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / log).write_text(f"12:00:00 INFO hello\nerror: {message}\n")
-    failed = origins.failures(tmp_path / "full")
-    assert origins.why_missing(failed, "cifar10", "joint", "fid") == "not run: data failed: no <b>archive</b>"
-    assert origins.why_missing(failed, "svhn", "residual", "probe") == "not run: joint failed: diverged"
-    assert origins.why_missing(failed, "svhn", "joint", "fid") == "not run: weights failed: no Inception"
-    assert origins.why_missing(failed, "svhn", "joint", "bits_per_dim") == "not run yet"
+    results = results_of(tmp_path)
+    failed = origins.failures(results)
+    assert origins.why_missing(results, failed, "cifar10", "joint", "fid") == "not run: data failed: no <b>archive</b>"
+    assert origins.why_missing(results, failed, "svhn", "residual", "probe") == "not run: joint failed: diverged"
+    assert origins.why_missing(results, failed, "svhn", "joint", "fid") == "not run: inception failed: no Inception"
+    assert origins.why_missing(results, failed, "digits", "joint", "fid") == "not run yet"  # through its classifier
+    assert origins.why_missing(results, failed, "svhn", "joint", "bits_per_dim") == "not run yet"
+    assert origins.why_missing(results, failed, "svhn", "joint-long", "fid") == origins.NOT_NAMED
+    assert origins.why_missing(results, failed, "moons2", "joint", "density") == origins.NOT_NAMED
     later = [failure for failure in failed if failure["stage"] == "pretrain"]
-    assert origins.why_missing(later, "cifar10", "joint", "fid") == "not run: pretrain failed: later"
-    assert origins.why_missing(later, "cifar10", "dcgan", "fid") == "not run yet"  # a DCGAN needs no flow
-    html = page(tmp_path, "full")
+    assert origins.why_missing(results, later, "cifar10", "joint", "fid") == "not run: pretrain failed: later"
+    assert origins.why_missing(results, later, "cifar10", "dcgan", "fid") == "not run yet"  # a DCGAN needs no flow
+    html = rendered(tmp_path, "full")
     assert "data failed: no &lt;b&gt;archive&lt;/b&gt;" in html and "no <b>" not in html
     assert "41.7 ± 1.6" in html
 
 
 def test_the_page_stands_alone_and_escapes(tmp_path):
     fids(tmp_path)
-    html = page(tmp_path, "full")
+    html = rendered(tmp_path, "full")
     assert not re.findall(r"<(?:script|link|iframe|object|embed)\b|@import|url\(", html)
     assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)"', html))
     assert "&lt;script&gt;alert(1)" in html
@@ -402,7 +491,7 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
 def test_watermark_in_quick_only(tmp_path):
     for profile, experiment in (("quick", "digits"), ("full", "svhn")):
         put(tmp_path, profile, experiment, "joint", "probe", {0: 0.5}, name="accuracy", model="features", labels=50)
-        html, svg = page(tmp_path, profile), (tmp_path / "report" / "figure4.svg").read_text()
+        html, svg = rendered(tmp_path, profile), (tmp_path / "report" / "figure4.svg").read_text()
         assert (
             ("quick profile" in svg)
             == ('class="watermark"' in html)
@@ -436,7 +525,7 @@ def test_figures_are_drawn_from_what_the_stages_write(tmp_path):
     joint = pd.DataFrame([{"ebm_updates": n, **row} for n in (50, 100)])
     joint.to_csv(ring / "seed-1" / "joint-from-random" / "joint.csv")
     pd.DataFrame([{"step": n, "validation": 2.0} for n in (1, 2)]).to_csv(ring / "seed-1" / "pretrain.csv")
-    html = page(tmp_path, "quick")
+    html = rendered(tmp_path, "quick")
     for name in ("figure1", "figure2", "samples-digits", "training-ring"):
         assert (tmp_path / "report" / f"{name}.svg").exists() and (tmp_path / "report" / f"{name}.png").exists(), name
     assert pd.read_csv(tmp_path / "report" / "figure1.csv")["log_likelihood"].notna().sum() == 2
@@ -447,22 +536,19 @@ def test_figures_are_drawn_from_what_the_stages_write(tmp_path):
 def test_figure_4_has_intervals_over_seeds_and_draws(tmp_path):
     for arm, draws in (("joint", [[0.5, 0.7], [0.5, 0.8]]), ("random-init", [[0.5, 0.7]])):
         for seed, at in enumerate(draws):
-            put(tmp_path / str(seed), "full", "svhn", arm, "probe", {seed: 0.6}, name="accuracy", model="features",
-                labels=50, draws=at)
-    scores = pd.concat([scores_of(tmp_path / seed) for seed in "01"])
-    figures.probe(tmp_path / "full", ["svhn"], scores, tmp_path, why)
+            put(tmp_path, "full", "svhn", arm, "probe", {seed: 0.6}, name="accuracy", model="features", labels=50,
+                draws=at)
+    figures.probe(results_of(tmp_path), ["svhn"], tmp_path, why)
     drawn = pd.read_csv(tmp_path / "figure4.csv").set_index("arm")
     expected = values(draws=[[0.5, 0.7], [0.5, 0.8]]).interval()
     assert tuple(drawn.loc["joint", ["mean", "half_width"]]) == pytest.approx(expected)
     assert tuple(drawn.loc["joint", ["seeds", "draws"]]) == (2, 2)
     assert math.isnan(drawn.loc["random-init", "half_width"])
-    table = tables.probe_table(scores, "svhn", ["Labels"])
+    table = tables.table(scores_of(tmp_path), "svhn", "probe", ["Labels"])
     assert table["features (ours)"].tolist() == [verdicts.number(*expected)]
 
 
 def test_every_judged_entry_names_a_score_that_can_exist():
-    settings = params.load(build.HERE.parent / "params.yaml")
-    full = settings.profiles["full"]
     entries = [
         {**table, **cell, "experiments": [cell["experiment"]], "first": cell}
         for table in PAPER["values"]
@@ -471,15 +557,16 @@ def test_every_judged_entry_names_a_score_that_can_exist():
     for entry in entries:
         assert entry["reason"] and entry["protocol"] and entry["where"]
         for experiment in entry["experiments"]:
-            measured = settings.measured("full", experiment)
-            assert experiment in {*full.toy, *full.images}
+            measured = SETTINGS.measured("full", experiment)
             for side in (entry["first"], entry.get("second", entry["first"])):
                 measure = side.get("measure", entry["measure"])
+                assert score(side.get("name", entry["name"])) and score(entry.get("bound", entry["name"]))
                 assert measure == "joint" or side["arm"] in measured[measure]
     printed = [cell["paper"] for table in PAPER["values"] for cell in table["cells"]]
     assert printed == [21.40, 41.70, 20.19, 37.70, 45.99, 37.30, 2.17, 2.25, 2.15, 3.35, 3.45, 3.27]
 
 
 def test_neither_torch_nor_mlflow_is_imported():
-    check = "import sys, reports.build, reports.figures; sys.exit(bool({'torch', 'mlflow'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", check], cwd=build.HERE.parent).returncode == 0
+    check = ("import sys, reports.build, reports.page, reports.figures; "
+             "sys.exit(bool({'torch', 'mlflow'} & set(sys.modules)))")
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0

@@ -4,13 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from pipeline import stage
+from pipeline.catalogue import CLASSIFIER, FEATURES, HOME, MODEL, NEXT_FLOW, SEED, STAGES
 from pipeline.params import load, merge
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,6 +78,21 @@ def write_all(folder: Path) -> None:
 def run_stage(name: str, *argv: str | Path) -> int:
     """A stage as a user runs it, in this process; returns its exit code."""
     return stage.main(name, [str(word) for word in argv])
+
+
+def flags(name: str, home: Path, seeds: Sequence[int] = (0,), arms: Sequence[str] = ("joint",),
+          **paths: str | Path | None) -> list[str]:
+    """The command line of a stage of the experiment in `home`: paths as the law has them, but for those given below home.
+
+    None leaves a path out.
+    """
+    row, argv = STAGES[name], ["--device", "cpu", "--threads", "1"]
+    law = {"params": row.slice if row.sections else None, **row.needs, "out": row.out} | paths
+    words = {MODEL: SEED + MODEL, FEATURES: CLASSIFIER, NEXT_FLOW: HOME + "seed-1/pretrain.pt"}
+    for flag, path in law.items():
+        argv += [f"--{flag}", str(home / str(words.get(path, path)).removeprefix(HOME))] if path is not None else []
+    argv += ["--seed", *map(str, seeds)] if row.seeded else []
+    return argv + (["--arm", *arms] if any("{arm}" in word or MODEL in word for word in argv) else [])
 
 
 def make_project(folder: Path) -> Path:

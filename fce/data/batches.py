@@ -62,8 +62,8 @@ class Images:
     """Images, kept on the device as uint8; every batch is dequantised afresh.
 
     Args:
-        arrays: `<part>_images` (uint8 [N, H, W, C]) and `<part>_labels` [N] of the parts train, validation and test, and
-            `levels`; each is asked for when it is needed.
+        arrays: `<part>_images` (uint8 [N, H, W, C]) and `<part>_labels` [N] of the parts train,
+            validation and test, and `levels`; each is asked for when it is needed.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], device: str):

@@ -7,7 +7,7 @@ import torch
 
 from fce.data import toy
 from fce.stages import images
-from pipeline.files import write_arrays
+from pipeline.files import Arrays, write_arrays
 from pipeline.job import Job
 from pipeline.schema.data import Points
 
@@ -15,10 +15,11 @@ from pipeline.schema.data import Points
 def run(job: Job) -> None:
     data = job.params.data
     if not isinstance(data, Points):
-        write_arrays(job.out, **images.load(data))
+        write_arrays(job.out, images.load(data))
         return
-    density, generator, arrays = toy.density(data.source, **data.shape()), torch.Generator().manual_seed(0), {}
+    density, generator = toy.density(data.source, **data.shape()), torch.Generator().manual_seed(0)
+    arrays: Arrays = {}
     for part in ("validation", "test"):
         x = density.sample(getattr(data, part), generator)
         arrays |= {part: x.numpy(), f"{part}_log_prob": density.log_prob(x).numpy()}
-    write_arrays(job.out, **arrays)
+    write_arrays(job.out, arrays)

@@ -45,7 +45,8 @@ def run(job: Job) -> None:
     keeper = job.keeper("training", done=done, generator=generator, discriminator=discriminator, optimizers=optimizers,
                         data=data, random=random)
     keeper.load()
-    for done.step, progress in steps(rates.updates, settings.batch, done.step):
+    for step, progress in steps(rates.updates, settings.batch, done.step):
+        done.step = step
         x = generator(generator.noise(settings.batch, random))
         # real and generated images in batches of their own: batch norm sees one kind at a time, as in TTUR's code
         real, fake = discriminator(data.batch(settings.batch, random)), discriminator(x.detach())
@@ -53,10 +54,10 @@ def run(job: Job) -> None:
         update(optimizers[0], d_loss)
         g_loss = F.softplus(-discriminator(x)).mean()  # the same z, the new discriminator
         update(optimizers[1], g_loss)
-        if done.step % settings.log_every == 0 or done.step == rates.updates:
+        if step % settings.log_every == 0 or step == rates.updates:
             losses = done.note(discriminator=d_loss, generator=g_loss)
-            job.record.log(done.step, **losses)
-            progress(done.step, **losses)
+            job.record.log(step, **losses)
+            progress(step, **losses)
         keeper.tick()
     keeper.save()
     save(job.out, {**dcgan_checkpoint(generator, discriminator, settings.model_dump()), "provenance": job.provenance()})

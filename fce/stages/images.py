@@ -14,7 +14,8 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.fetch import obtain, way
 from pipeline.files import Arrays, Npz, atomic, read_arrays, sha256
-from pipeline.schema.data import Digits, Npz, Official
+from pipeline.schema.data import Digits, Official
+from pipeline.schema.data import Npz as OwnNpz
 
 DOWNLOADS = Path("build/downloads")
 OFFICIAL = {  # file: (address, sha256, as public code has it beside torchvision's md5, which its loaders check too)
@@ -39,7 +40,7 @@ SIZES = {"svhn": (73_257, 26_032), "cifar10": (50_000, 10_000)}
 OWN = ("train_images", "train_labels", "test_images", "test_labels")  # what a user's npz holds
 
 
-def load(data: Digits | Official | Npz) -> Arrays:
+def load(data: Digits | Official | OwnNpz) -> Arrays:
     """Arrays {train,validation,test}_{images,labels} and `levels`, as a `data:` section of params.yaml says.
 
     Raises:
@@ -47,7 +48,7 @@ def load(data: Digits | Official | Npz) -> Arrays:
     """
     if isinstance(data, Digits):
         arrays, levels = digits(data.test, data.split_seed), 17
-    elif isinstance(data, Npz):
+    elif isinstance(data, OwnNpz):
         arrays, levels = read_arrays(find_npz(data.file), OWN), data.levels
     else:
         arrays, levels = official(data.source), 256
@@ -58,12 +59,12 @@ def load(data: Digits | Official | Npz) -> Arrays:
 
 def digits(test: int, seed: int) -> Arrays:
     """scikit-learn's 1,797 digits, 8x8x1, grey levels 0 to 16, with a fixed stratified test part."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    from sklearn import datasets, model_selection  # takes seconds to import, and other data do without
 
-    images, labels = load_digits(return_X_y=True)
+    images, labels = datasets.load_digits(return_X_y=True)
     images = images.astype(np.uint8).reshape(-1, 8, 8, 1)
-    train, held = train_test_split(np.arange(len(labels)), test_size=test, stratify=labels, random_state=seed)
+    index = np.arange(len(labels))
+    train, held = model_selection.train_test_split(index, test_size=test, stratify=labels, random_state=seed)
     return {
         "train_images": images[train],
         "train_labels": labels[train],
@@ -74,7 +75,7 @@ def digits(test: int, seed: int) -> Arrays:
 
 def official(name: str) -> Arrays:
     """SVHN (train, test; label 10 read as 0) or CIFAR-10 through torchvision."""
-    from torchvision import datasets
+    from torchvision import datasets  # takes seconds to import, and other data do without
 
     root = DOWNLOADS / name
     root.mkdir(parents=True, exist_ok=True)

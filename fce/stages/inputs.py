@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 
 
 def check(job: Job) -> None:
-    """Open the job's data; raise UserError where an input is damaged, of another kind, or of other data than the rest."""
+    """Open the job's data; raise UserError where an input is damaged, or does not belong to the rest."""
     if "joint" in job.params and job.params.joint.start != "random" and job.params.joint.noise != "gaussian":
         job.need("flow")
     shape = None
@@ -57,7 +57,8 @@ def model_shape(job: Job, flag: str, path: Path, shape: Shape | None) -> Shape:
     for section in ("data", "flow") if job.stage == "joint" else ("data",):
         made_with = content.get(f"{section}_params")
         if section in job.params and getattr(job.params, section).model_dump() != made_with:
-            raise UserError(f"--{flag}: {path} was made with other parameters ({section}:); run {content['kind']} again")
+            raise UserError(f"--{flag}: {path} was made with other parameters ({section}:); "
+                            f"run {content['kind']} again")
     return found
 
 
@@ -68,8 +69,8 @@ def checkpoint(job: Job, flag: str, path: Path) -> dict[str, Any]:
         content = load(path, lazy=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0] or "it is empty"
-        raise UserError(f"--{flag}: {path} is no whole checkpoint ({reason}); delete it and run {' or '.join(kinds)} again"
-                        ) from None
+        raise UserError(f"--{flag}: {path} is no whole checkpoint ({reason}); delete it and run {' or '.join(kinds)} "
+                        "again") from None
     kind = content.get("kind") if isinstance(content, dict) else None
     if kind not in kinds:
         what = f"a checkpoint of the stage {kind}" if kind in STAGES else "no checkpoint"
@@ -104,7 +105,8 @@ def check_batch(section: str, batch: int, data: batches.Points | batches.Images)
     if batch > count:
         raise UserError(f"{section}.batch: {batch}, but there are only {count} training images; lower it")
     if batch % processes.count():
-        raise UserError(f"{section}.batch: {batch} can't be shared equally by {processes.count()} processes; change either")
+        raise UserError(f"{section}.batch: {batch} can't be shared equally by {processes.count()} processes; "
+                        "change either")
 
 
 def check_samples(path: Path, data: batches.Images) -> None:

@@ -10,6 +10,7 @@ from pipeline.schema.kinds import Amount, Few, Length, Seed, Spread, Strict
 class Points(Strict):
     """What every 2D density has: held-out points; training draws fresh ones."""
 
+    source: str
     validation: Amount
     test: Amount
 

@@ -51,7 +51,7 @@ class ImageExperiment(Strict):
 
 
 Experiment = ToyExperiment | ImageExperiment
-KINDS = {"toy": ToyExperiment, "images": ImageExperiment}
+KINDS: dict[str, type[Strict]] = {"toy": ToyExperiment, "images": ImageExperiment}
 
 
 class Seeds(Strict):

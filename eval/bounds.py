@@ -1,0 +1,56 @@
+"""Bounds on log Z from log-weights w(x) = f(x) - log q(x), as Z = E_q exp(w), and how far to trust them."""
+
+import math
+
+import numpy as np
+import torch
+from scipy.stats import beta, genpareto
+from torch import Tensor
+
+from pipeline.schema.measures import LogZ
+
+RANKS = tuple(r * 10**d for d in range(1, 8) for r in (1, 3))  # the certificate's order statistics, fixed beforehand
+
+
+def importance(w: Tensor) -> float:
+    """log mean exp(w) in nats, of log-weights [N]."""
+    return torch.logsumexp(w.double(), 0).item() - math.log(len(w))
+
+
+def effective_sample_size(w: Tensor) -> float:
+    """(sum of weights)^2 / sum of squared weights: N where all are equal, 1 where one outweighs the rest."""
+    return math.exp(2 * torch.logsumexp(w.double(), 0).item() - torch.logsumexp(2 * w.double(), 0).item())
+
+
+def pareto_k(w: Tensor) -> float:
+    """Shape of the largest weights' generalised Pareto distribution (arXiv 1507.02646); above 0.7 don't trust them."""
+    largest = min(len(w) // 5, math.ceil(3 * math.sqrt(len(w))))
+    top = (w.double() - w.max()).exp().sort(descending=True).values[: largest + 1].numpy()
+    excess = top[:-1] - top[-1]
+    return float(genpareto.fit(excess, floc=0)[0]) if excess[0] > 0 else -math.inf
+
+
+def certificate(w: Tensor, level: float) -> float:
+    """A lower bound on log Z, in nats, that fails with probability at most 1 - level, whatever q and f are.
+
+    Z >= e^t P_q(w >= t) for every t. At t = the k-th largest of N weights, P is at least the (1 - level)-quantile of
+    Beta(k, N - k + 1) (Clopper-Pearson), here for the ranks RANKS and N together (Bonferroni).
+    """
+    n, falling = len(w), w.double().sort(descending=True).values.numpy()
+    ranks = np.array([k for k in RANKS if k < n] + [n])
+    return float((falling[ranks - 1] + np.log(beta.ppf((1 - level) / len(ranks), ranks, n - ranks + 1))).max())
+
+
+def estimates(c: float, w: Tensor, chains: Tensor, settings: LogZ) -> dict[str, tuple[float, int, str]]:
+    """{kind: (log Z in nats, number of samples, protocol in words)}."""
+    finite, level = w[w.isfinite()], settings.level
+    mean = finite.mean().item() + math.log(len(finite) / len(w)) if len(finite) else -math.inf
+    how = f"{len(w)} samples of the flow, {len(w) - len(finite)} of them not finite"
+    path = f"{settings.temperatures} temperatures, {settings.leapfrog} leapfrog steps each"
+    return {
+        "learned": (c, 1, "the learned constant c, neither an estimate nor a bound"),
+        "jensen": (mean, len(w), f"mean of f - log q; {how}"),
+        "importance": (importance(w), len(w), f"importance sampling, a lower bound in expectation; {how}"),
+        "certificate": (certificate(w, level), len(w), f"a lower bound with probability {level:g}; {how}"),
+        "ais": (importance(chains), len(chains), f"annealed importance sampling, a lower bound in expectation; {path}"),
+    }
