@@ -24,8 +24,8 @@ from torch import Tensor
 from benchmarks.models import OURS, Sizes, flops, images, make_model, reconstruction_error
 from benchmarks.peers import installed
 from benchmarks.timing import Step, clock, interleaved, interval, ratio, write_results
-from fce.numerics import settle
 from fce.optim import make_optimizer
+from pipeline.numerics import settle
 
 GEMM = {"cpu": 2048, "cuda": 8192}  # side of the square matrices whose product is the machine's best rate
 

@@ -16,22 +16,23 @@ import torch
 from torch import Tensor
 
 from benchmarks.glow import in_own_process, peak_mib
-from benchmarks.models import OURS, ROOT, Sizes, images, make_model
+from benchmarks.models import OURS, Sizes, images, make_model
 from benchmarks.timing import Step, clock, interleaved, ratio, write_results
 from fce.energy import make_energy
 from fce.minibatch import Minibatch, flow_value
-from fce.numerics import settle
 from fce.objective import value
 from fce.optim import make_optimizer
-from fce.params import load
 from fce.stack import Stack
+from pipeline.catalogue import ROOT
+from pipeline.numerics import settle
+from pipeline.params import load
 
 
 def players(sizes: Sizes, x: Tensor) -> tuple[Stack, Stack]:
     """The EBM of Table 4 and a Glow, alone in their stacks."""
     energy = load(ROOT / "params.yaml").experiments["full"]["cifar10"].energy.model_dump()
     flow = make_model(OURS, sizes, x)
-    return Stack([make_energy(flow.shape, energy).to(x.device)]), Stack([flow])
+    return Stack([make_energy(flow.shape, **energy).to(x.device)]), Stack([flow])
 
 
 def iterations(energy: Stack, flow: Stack, x: Tensor) -> dict[str, Step]:

@@ -1,7 +1,6 @@
 """What benchmarks/glow.py compares, made alike: our Glow, normflows' and nflows', of the same sizes; and their work."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.peers import PEERS
-from fce.flow.glow import Glow, halvings, make_glow
-from fce.params import load
+from fce.flow.glow import Glow, make_glow
+from fce.flow.layers import halvings
+from pipeline.catalogue import ROOT
+from pipeline.params import load
 
-ROOT = Path(__file__).resolve().parent.parent
 OURS = "ours"
 
 
@@ -57,7 +57,7 @@ def make_ours(sizes: Sizes) -> Glow:
     """Our Glow of these sizes, all else as the full profile has it for CIFAR-10."""
     flow = load(ROOT / "params.yaml").experiments["full"]["cifar10"].flow.model_dump()
     changes = {key: value for key, value in asdict(sizes).items() if key != "side"}
-    return make_glow((3, sizes.side, sizes.side), flow | changes)
+    return make_glow((3, sizes.side, sizes.side), **flow | changes)
 
 
 def make_model(name: str, sizes: Sizes, x: Tensor) -> Any:

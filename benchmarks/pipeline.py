@@ -14,9 +14,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models import ROOT
 from benchmarks.timing import write_results
-from fce.track import read_record
+from pipeline.catalogue import ROOT
+from pipeline.track import read_record
 
 
 def computing(records: Iterable[list[dict[str, Any]]]) -> dict[str, float]:

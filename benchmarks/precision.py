@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from benchmarks.models import Sizes, make_ours
 from benchmarks.timing import write_results
 from fce.flow.coupling import CouplingNet, Layers, collect, gather, net_precision
-from fce.numerics import settle
 from fce.optim import lr_factor, make_optimizer, set_lr
+from pipeline.numerics import settle
 
 
 def rounded_to_tf32(x: Tensor) -> Tensor:

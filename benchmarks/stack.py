@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.models import ROOT
 from benchmarks.timing import clock, interleaved, ratio, write_results
 from fce.energy import make_energy
 from fce.flow.glow import make_glow
 from fce.minibatch import Minibatch, flow_value
 from fce.objective import value
-from fce.params import load
 from fce.stack import Stack
+from pipeline.catalogue import ROOT
+from pipeline.params import load
 
 
 def steps(
@@ -28,10 +28,10 @@ def steps(
 ) -> dict[str, Callable[[], None]]:
     """One step of each kind for `runs` stacked runs: gradients, without the optimiser, which is one call in both."""
     x, eps = torch.randn(2, runs, batch, 2)
-    glows = [make_glow((2,), flow_params) for _ in range(runs)]
+    glows = [make_glow((2,), **flow_params) for _ in range(runs)]
     for glow in glows:
         glow.initialize(torch.randn(1024, 2))
-    flow, energy = Stack(glows), Stack([make_energy((2,), energy_params) for _ in range(runs)])
+    flow, energy = Stack(glows), Stack([make_energy((2,), **energy_params) for _ in range(runs)])
 
     def pretrain() -> None:
         flow.backward(-flow.log_prob(x).mean(1))

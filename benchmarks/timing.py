@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from scipy.stats import t
 
-from fce.track import environment
+from pipeline.provenance import environment
 
 Step = Callable[[], Any]
 Name = TypeVar("Name", bound=Hashable)

@@ -54,8 +54,8 @@ def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, Any], compressed: bool = False) -> None:
-    with atomic(path) as partial:
-        (np.savez_compressed if compressed else np.savez)(partial, allow_pickle=False, **arrays)
+    with atomic(path) as partial, open(partial, "wb") as file:  # of a name, numpy makes one that ends in .npz
+        (np.savez_compressed if compressed else np.savez)(file, allow_pickle=False, **arrays)
 
 
 def read_arrays(path: Path, needed: tuple[str, ...], also: tuple[str, ...] = ()) -> Arrays:
@@ -97,6 +97,9 @@ class Npz(Mapping[str, np.ndarray]):
         if name not in self.known:
             self.known |= read_arrays(self.path, (name,))
         return self.known[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

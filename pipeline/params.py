@@ -86,9 +86,9 @@ class Params(Strict):
         return seeds[(seeds.index(seed) + 1) % len(seeds)] if seed in seeds else seeds[0]
 
     def inputs(
-        self, stage: str, profile: str, experiment: str, seed: int | None = None, arm: str = ""
+        self, stage: str, profile: str = "", experiment: str = "", seed: int | None = None, arm: str = ""
     ) -> dict[str, str]:
-        """{flag: path} of what one run of a stage reads."""
+        """{flag: path} of what one run of a stage reads; a stage of no experiment reads nothing."""
         paths = {flag: self.place(pattern, profile, experiment, seed, arm)
                  for flag, pattern in STAGES[stage].needs.items()}
         if stage == "joint":

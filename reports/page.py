@@ -130,7 +130,7 @@ def missing(results: Results, experiment: str, why: Reason) -> list[Block]:
     have = set(results.scores.set_index(["experiment", "arm", "measure"]).index)
     reasons: dict[str, list[str]] = {}
     expected = results.settings.measured(results.profile, experiment)
-    for measure, arm in [(measure, arm) for measure in expected for arm in expected[measure]]:
+    for measure, arm in [(measure, arm) for measure, arms in expected.items() for arm in arms]:
         if (experiment, arm, measure) not in have:
             reasons.setdefault(why(experiment, arm, measure), []).append(f"{measure} of {arm}")
     return [Text(f"{called(experiment)}: {reason} ({', '.join(what)})", "missing") for reason, what in reasons.items()]

@@ -16,7 +16,6 @@ import pytest
 import torch
 from tiny import ROOT, TINY, flags, read_yaml, run_stage, write_all, write_yaml
 
-from pipeline.catalogue import STAGES
 from pipeline.params import merge
 from reports import build
 
@@ -65,18 +64,15 @@ def test_right_inputs_pass(made):
 
 
 def test_what_a_checkpoint_is_stands_in_it_and_not_in_its_name(made, tmp_path, capfd):
-    home = made / "build/quick/digits"
-    names = {"joint": "weights.pt", "dcgan": "pretrain.pt", "mle": "dcgan.pt"}
+    home, renamed = made / "build/quick/digits", {"joint": "weights.pt", "dcgan": "pretrain.pt", "mle": "dcgan.pt"}
     for arm, source in (("joint", "joint/joint.pt"), ("dcgan", "dcgan/dcgan.pt"), ("mle", "pretrain.pt")):
-        shutil.copy(home / "seed-0" / source, tmp_path / names[arm])
-    for stage, arm in (("log_z", "joint"), ("sample", "joint"), ("sample", "dcgan"), ("sample", "mle"), ("probe", "dcgan")):
-        out = tmp_path / f"{arm}-{stage}.out"
-        assert run(made, "digits", stage, model=tmp_path / names[arm], out=out, arms=[arm]) == 0 and out.exists()
-    shutil.copy(tmp_path / "pretrain.pt", tmp_path / "joint.pt")
-    refused(capfd, made, tmp_path, "digits", "log_z", "joint.pt is a checkpoint of the stage dcgan; log_z takes those of joint",
-            model=tmp_path / "joint.pt")
-    refused(capfd, made, tmp_path, "digits", "joint", "pretrain.pt is a checkpoint of the stage dcgan",
-            flow=tmp_path / "pretrain.pt")
+        shutil.copy(home / "seed-0" / source, tmp_path / renamed[arm])
+    for stage, arm in (("log_z", "joint"), *(("sample", arm) for arm in renamed), ("probe", "dcgan")):
+        out = tmp_path / f"of-{arm}.{stage}"
+        assert run(made, "digits", stage, model=tmp_path / renamed[arm], out=out, arms=[arm]) == 0 and out.exists()
+    for stage, flag in (("log_z", "model"), ("joint", "flow")):
+        says = f"pretrain.pt is a checkpoint of the stage dcgan; {stage} takes those of"
+        refused(capfd, made, tmp_path, "digits", stage, says, **{flag: tmp_path / "pretrain.pt"})
 
 
 Make = Callable[[Path, Path], Path]  # (folder of the experiment, folder to write to) -> a wrong file
@@ -212,19 +208,20 @@ def test_wrong_data_is_refused(made, tmp_path, capfd, name):
 PRETRAINED, JOINT, DCGAN = "seed-0/pretrain.pt", "seed-0/joint/joint.pt", "seed-0/dcgan/dcgan.pt"
 SAMPLES = "seed-0/mle/samples.npz"
 MODELS = {  # name: experiment, stage, its wrong inputs, what the message says
-    "empty": ("digits", "sample", {"model": holding(b"")}, "--model: .*wrong.pt is no whole checkpoint .*run pretrain or "
-              "joint or dcgan again"),
+    "empty": ("digits", "sample", {"model": holding(b"")},
+              "--model: .*wrong.pt is no whole checkpoint .*run pretrain or joint or dcgan again"),
     "text": ("digits", "log_z", {"model": holding(b"weights")}, "no whole checkpoint .*delete it and run joint again"),
     "truncated": ("digits", "bits_per_dim", {"model": cut(PRETRAINED)}, "no whole .*run pretrain or joint again"),
-    "truncated flow": ("ring", "joint", {"flow": cut(PRETRAINED)}, "--flow: .*no whole checkpoint .*run pretrain again"),
+    "truncated flow": ("ring", "joint", {"flow": cut(PRETRAINED)}, "--flow: .*no whole checkpoint .*run pretrain"),
     "other content": ("digits", "sample", {"model": checkpoint({"x": 1})},
                       "wrong.pt is no checkpoint; sample takes those of pretrain, joint, dcgan"),
-    "a kind that is none": ("digits", "sample", {"model": checkpoint({"kind": "glow"})}, "is no checkpoint; sample takes"),
-    "a kind that is a list": ("digits", "sample", {"model": checkpoint({"kind": [1]})}, "is no checkpoint; sample takes"),
+    "a kind that is none": ("digits", "log_z", {"model": checkpoint({"kind": "glow", "shape": [1]})}, "no checkpoint;"),
+    "a kind that is a list": ("digits", "sample", {"model": checkpoint({"kind": [1], "shape": [1]})}, "no checkpoint;"),
+    "a kind and no more": ("digits", "sample", {"model": checkpoint({"kind": "joint"})}, "is no checkpoint;"),
     "a bare number": ("digits", "log_z", {"model": checkpoint(torch.ones(2))}, "is no checkpoint"),
     "Glow where an EBM is needed": ("digits", "log_z", {"model": PRETRAINED},
                                     "is a checkpoint of the stage pretrain; log_z takes those of joint$"),
-    "DCGAN where a density is needed": ("digits", "bits_per_dim", {"model": DCGAN}, "is a checkpoint of the stage dcgan"),
+    "DCGAN where a density is needed": ("digits", "bits_per_dim", {"model": DCGAN}, "checkpoint of the stage dcgan;"),
     "an EBM for the flow": ("digits", "joint", {"flow": JOINT},
                             "is a checkpoint of the stage joint; joint takes those of pretrain"),
     "a GAN for the flow": ("digits", "log_z_control", {"flow": DCGAN}, "--flow: .*is a checkpoint of the stage dcgan;"),
@@ -237,7 +234,8 @@ MODELS = {  # name: experiment, stage, its wrong inputs, what the message says
                            r"--features: .*\(1, 8, 8\).*\(1, 16, 16\)"),
     "no classifier": ("digits", "fid", {"samples": SAMPLES, "features": PRETRAINED},
                       "is a checkpoint of the stage pretrain; fid takes those of classifier"),
-    "samples of others": ("digits", "fid", {"samples": f"../larger/{SAMPLES}"}, r"--samples: .*\(16, 16, 1\).*\(8, 8, 1\)"),
+    "samples of others": ("digits", "fid", {"samples": f"../larger/{SAMPLES}"},
+                          r"--samples: .*\(16, 16, 1\).*\(8, 8, 1\)"),
     "samples with other levels": ("digits", "fid", {"samples": arrays(SAMPLES, levels=256)}, "other grey levels"),
     "truncated samples": ("digits", "fid", {"samples": cut(SAMPLES)}, "samples.npz is not a readable npz"),
     "no samples": ("digits", "fid", {"samples": "data.npz"}, "no array 'images'"),
@@ -337,7 +335,7 @@ REPORT_MISTAKES = {  # name: file below build/quick, its content, what the messa
     "a value in words": (
         "digits/seed-0/mle/bits_per_dim.json",
         b'{"measure": "bits_per_dim", "profile": "quick", "experiment": "digits", "seed": 0, "arm": "mle",'
-        b'"scores": [{"name": "n", "model": "flow", "value": "low", "unit": "", "n": 1, "protocol": ""}],'
+        b'"scores": [{"name": "bits_per_dim", "model": "flow", "value": "low", "unit": "", "n": 1, "protocol": ""}],'
         b'"provenance": {}}',
         r"is not a score file \(scores\.0\.value\.Input should be a valid number",
     ),

@@ -9,11 +9,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from fce.data import images, toy
-from fce.data.data import Images
-from fce.params import load
-from fce.pretrain import unit
-from fce.stage import UserError
+from fce.data import pixels, toy
+from fce.data.batches import Images
+from fce.stages import images
+from pipeline.errors import UserError
+from pipeline.params import load
+from pipeline.schema.data import Npz, Official
 
 PARTS = ("train", "validation", "test")
 ARCHIVES = [("svhn", "train_32x32.mat"), ("cifar10", "cifar-10-python.tar.gz")]
@@ -23,7 +24,7 @@ ARCHIVES = [("svhn", "train_32x32.mat"), ("cifar10", "cifar-10-python.tar.gz")]
 def quadrature(request):
     """A shipped toy density, the midpoints of a fine grid, their log-densities, and a cell's area."""
     experiment = load("params.yaml").experiments["full"][request.param]
-    density = toy.density(experiment.data.model_dump())
+    density = toy.density(experiment.data.source, **experiment.data.shape())
     axis = (torch.arange(260, dtype=torch.float64) + 0.5) / 260 * 13 - 6.5
     points = torch.cartesian_prod(axis, axis)
     return density, points, density.log_prob(points), (13 / 260) ** 2
@@ -77,15 +78,15 @@ def test_a_swirl_is_undone_exactly():
 def test_quantize_undoes_dequantize_whatever_the_noise(levels, noise, monkeypatch):
     x = torch.arange(levels, dtype=torch.uint8).view(1, 1, 1, levels)
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, noise))
-    dequantized = images.dequantize(x, levels)
+    dequantized = pixels.dequantize(x, levels)
     assert dequantized.abs().max() < 0.5
-    assert torch.equal(images.quantize(dequantized, levels), x)
+    assert torch.equal(pixels.quantize(dequantized, levels), x)
 
 
 @pytest.mark.parametrize("levels", [17, 256])
 def test_dequantize_spreads_each_level_evenly_over_its_bin(levels):
     x = torch.randint(0, levels, (20_000,), dtype=torch.uint8)
-    noise = (images.dequantize(x, levels).double() + 0.5) * levels - x
+    noise = (pixels.dequantize(x, levels).double() + 0.5) * levels - x
     assert noise.min() > -1e-3 and noise.max() < 1 + 1e-3
     assert noise.mean().item() == pytest.approx(0.5, abs=4 / math.sqrt(12 * 20_000))
     assert noise.var().item() == pytest.approx(1 / 12, abs=0.003)
@@ -93,39 +94,38 @@ def test_dequantize_spreads_each_level_evenly_over_its_bin(levels):
 
 def test_a_generator_fixes_the_noise_and_without_one_it_is_fresh():
     x = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
-    seeded = [images.dequantize(x, 256, torch.Generator().manual_seed(5)) for _ in range(2)]
+    seeded = [pixels.dequantize(x, 256, torch.Generator().manual_seed(5)) for _ in range(2)]
     assert torch.equal(*seeded)
-    assert not torch.equal(images.dequantize(x, 256), images.dequantize(x, 256))
+    assert not torch.equal(pixels.dequantize(x, 256), pixels.dequantize(x, 256))
 
 
 @pytest.mark.parametrize(("levels", "bits"), [(256, 8.0), (17, math.log2(17)), (2, 1.0)])
 def test_the_uniform_density_costs_log2_levels_bits_per_dim(levels, bits):
     zero = torch.zeros((), dtype=torch.float64)
-    assert images.bits_per_dim(zero, levels, 3072).item() == bits
-    assert images.bits_per_dim(zero + 3072 * math.log(2), levels, 3072).item() == pytest.approx(bits - 1)
+    assert pixels.bits_per_dim(zero, levels, 3072).item() == bits
+    assert pixels.bits_per_dim(zero + 3072 * math.log(2), levels, 3072).item() == pytest.approx(bits - 1)
 
 
 @pytest.mark.parametrize(("side", "channels", "seen"), [(8, 1, 8), (28, 1, 32), (32, 3, 32), (30, 3, 32)])
 def test_to_images_undoes_to_tensor(side, channels, seen):
     given = np.random.default_rng(0).integers(1, 256, (3, side, side, channels), dtype=np.uint8)
-    x = images.to_tensor(given)
+    x = pixels.to_tensor(given)
     assert x.shape == (3, channels, seen, seen) and x.dtype == torch.uint8
-    assert np.array_equal(images.to_images(x, side), given)
+    assert np.array_equal(pixels.to_images(x, side), given)
     assert int((x == 0).sum()) == 3 * channels * (seen**2 - side**2)  # the frame is level 0, and evenly wide
     assert x[:, :, (seen - side) // 2, (seen - side) // 2].gt(0).all()
 
 
-def test_bits_per_dim_of_padded_images_charge_nothing_for_a_padding_that_is_known(tmp_path):
+def test_bits_per_dim_of_padded_images_charge_nothing_for_a_padding_that_is_known():
     """Of 32^2 pixels 28^2 are the image's; to know just the frame, density 256 per pixel, costs 8 bits."""
     part = np.zeros((4, 28, 28, 1), np.uint8)
-    np.savez(tmp_path / "data.npz", train_images=part, test_images=part, validation_images=part, levels=256)
-    data = Images(tmp_path / "data.npz", "cpu")
+    data = Images({f"{name}_images": part for name in PARTS} | {"levels": np.array(256)}, "cpu")
     assert data.shape == (1, 32, 32) and data.dims == 784
-    assert unit(data, (32**2 - 28**2) * math.log(256)) == pytest.approx(8.0, abs=1e-9)
+    assert data.loss((32**2 - 28**2) * math.log(256)) == pytest.approx(8.0, abs=1e-9)
 
 
 def test_digits_split_is_stratified_disjoint_and_fixed():
-    section = load("params.yaml").experiments["quick"]["digits"].data.model_dump()
+    section = load("params.yaml").experiments["quick"]["digits"].data
     arrays = images.load(section)
     assert [len(arrays[f"{part}_images"]) for part in PARTS] == [1257, 140, 400]
     everything, labels = load_digits(return_X_y=True)
@@ -146,7 +146,7 @@ GOOD = {
         ("labels", np.arange(n) % 10),
     )
 }
-SECTION = {"source": "npz", "file": "own.npz", "levels": 256, "validation": 2, "split_seed": 0}
+SECTION = Npz(source="npz", file="own.npz", levels=256, validation=2, split_seed=0)
 
 
 def load_own(tmp_path, monkeypatch, arrays=GOOD, damage=lambda content: content, **section):
@@ -154,7 +154,7 @@ def load_own(tmp_path, monkeypatch, arrays=GOOD, damage=lambda content: content,
     np.savez(tmp_path / "own.npz", **arrays)
     content = (tmp_path / "own.npz").read_bytes()
     (tmp_path / "own.npz").write_bytes(damage(content))
-    return images.load({**SECTION, **section})
+    return images.load(SECTION.model_copy(update=section))
 
 
 def test_a_good_npz_is_cut_into_three_parts(tmp_path, monkeypatch):
@@ -223,7 +223,7 @@ def test_a_missing_array_and_a_bare_array_are_refused_by_name(tmp_path, monkeypa
         load_own(tmp_path, monkeypatch, {key: value for key, value in GOOD.items() if key != "test_labels"})
     np.save(tmp_path / "bare.npy", GOOD["train_images"])
     with pytest.raises(UserError, match=r"bare\.npy"):
-        images.load({**SECTION, "file": "bare.npy"})
+        images.load(SECTION.model_copy(update={"file": "bare.npy"}))
 
 
 def no_network(*_, **__):
@@ -234,9 +234,9 @@ def no_network(*_, **__):
 def test_without_a_network_the_message_says_what_to_put_where(tmp_path, monkeypatch, source, file):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FCE_DATA", raising=False)
-    monkeypatch.setattr("fce.data.fetch.urlopen", no_network)
+    monkeypatch.setattr("pipeline.fetch.urlopen", no_network)
     with pytest.raises(UserError) as caught:
-        images.load({"source": source, "validation": 5000, "split_seed": 0})
+        images.load(Official(source=source, validation=5000, split_seed=0))
     for part in (file, *images.OFFICIAL[source][file], "FCE_DATA", "no route to host"):
         assert part in str(caught.value)
 
@@ -245,10 +245,10 @@ def test_without_a_network_the_message_says_what_to_put_where(tmp_path, monkeypa
 def test_a_file_with_a_wrong_checksum_is_refused_and_leaves_nothing(tmp_path, monkeypatch, source, file):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FCE_DATA", str(tmp_path))
-    monkeypatch.setattr("fce.data.fetch.urlopen", no_network)
+    monkeypatch.setattr("pipeline.fetch.urlopen", no_network)
     (tmp_path / file).write_bytes(b"something else")
     with pytest.raises(UserError, match=f"{file} has a wrong checksum"):
-        images.load({"source": source, "validation": 5000, "split_seed": 0})
+        images.load(Official(source=source, validation=5000, split_seed=0))
     assert [path for path in (tmp_path / "build").rglob("*") if path.is_file()] == []
 
 
@@ -258,28 +258,27 @@ def test_a_broken_download_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FCE_DATA", raising=False)
-    monkeypatch.setattr("fce.data.fetch.download", download)
+    monkeypatch.setattr("pipeline.fetch.download", download)
     with pytest.raises(UserError, match=r"gz has a wrong checksum; get it from https"):
-        images.load({"source": "cifar10", "validation": 5000, "split_seed": 0})
+        images.load(Official(source="cifar10", validation=5000, split_seed=0))
     assert [path for path in (tmp_path / "build").rglob("*") if path.is_file()] == []
 
 
 def test_a_right_file_in_the_users_folder_is_taken_without_a_download(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FCE_DATA", str(tmp_path))
-    monkeypatch.setattr("fce.data.fetch.urlopen", no_network)
+    monkeypatch.setattr("pipeline.fetch.urlopen", no_network)
     (tmp_path / "file").write_bytes(b"right")
     (tmp_path / "root").mkdir()
     images.fetch("file", "https://nowhere", hashlib.sha256(b"right").hexdigest(), tmp_path / "root")
     assert (tmp_path / "root" / "file").read_bytes() == b"right"
 
 
-def test_every_image_comes_once_per_pass(tmp_path):
+def test_every_image_comes_once_per_pass():
     part = np.arange(12, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2)
-    np.savez(tmp_path / "data.npz", train_images=part, train_labels=np.zeros(12), levels=256)
-    data, generator = Images(tmp_path / "data.npz", "cpu"), torch.Generator().manual_seed(0)
+    data, generator = Images({"train_images": part, "levels": np.array(256)}, "cpu"), torch.Generator().manual_seed(0)
     for _ in range(2):
-        seen = torch.cat([images.quantize(data.batch(4, generator), 256)[:, 0, 0, 0] for _ in range(3)])
+        seen = torch.cat([pixels.quantize(data.batch(4, generator), 256)[:, 0, 0, 0] for _ in range(3)])
         assert sorted(seen.tolist()) == list(range(12))
-    with pytest.raises(UserError, match="only 12"):
+    with pytest.raises(ValueError, match="only 12"):
         data.batch(13, generator)

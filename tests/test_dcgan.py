@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from tiny import run_stage
 
-from fce import dcgan
-from fce.data.images import quantize
-from fce.dcgan import Discriminator, Generator, load_dcgan, make_dcgan
-from fce.stage import main
+from fce.data.pixels import quantize
+from fce.dcgan import Discriminator, Generator, make_dcgan
+from fce.models import open_dcgan
+from pipeline.checkpoint import load
 
 WIDTHS = [64, 128, 256, 512]
 SMALL = {"latent": 5, "widths": [4, 8]}
@@ -40,7 +41,7 @@ def test_small_images_are_halved_less_often(side, kept):
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
 def test_gradients_reach_every_parameter_of_each_player(shape):
-    generator, discriminator = make_dcgan(shape, SMALL)
+    generator, discriminator = make_dcgan(shape, **SMALL)
     x = generator(generator.noise(16, None))
     logits = discriminator(x)
     gradients = torch.autograd.grad(logits.square().sum(), [*generator.parameters(), *discriminator.parameters()])
@@ -48,7 +49,7 @@ def test_gradients_reach_every_parameter_of_each_player(shape):
 
 
 def test_weights_start_at_the_articles_spread():
-    generator, discriminator = make_dcgan((3, 32, 32), {"latent": 100, "widths": WIDTHS})
+    generator, discriminator = make_dcgan((3, 32, 32), latent=100, widths=WIDTHS)
     assert generator.start[0].weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert generator.layers[2].weight.std().item() == pytest.approx(0.02, rel=0.02)
     cut = discriminator.hidden[3][0].weight
@@ -56,7 +57,7 @@ def test_weights_start_at_the_articles_spread():
 
 
 def test_samples_lie_in_the_box_reach_all_levels_and_do_not_depend_on_their_batch():
-    generator = make_dcgan((1, 8, 8), SMALL)[0]
+    generator = make_dcgan((1, 8, 8), **SMALL)[0]
     with torch.no_grad():
         generator.layers[-2].weight.mul_(100)
     for _ in range(100):
@@ -82,14 +83,13 @@ def train(folder, d_lr, g_lr):
     settings = {**SMALL, "batch": 8, "beta1": 0.5, "rates": "ttur", "orig": never, "ttur": rates, "log_every": 3}
     (folder / "params.json").write_text(json.dumps({"dcgan": settings}))
     out = folder / f"{d_lr}-{g_lr}.pt"
-    flags = ["--params", folder / "params.json", "--data", folder / "data.npz", "--seed", 0, "--out", out]
-    argv = [*map(str, flags), "--device", "cpu", "--threads", "1"]
-    assert main(dcgan.__doc__, dcgan.run, inputs=["data"], argv=argv) == 0
+    paths = ["--params", folder / "params.json", "--data", folder / "data.npz", "--out", out]
+    assert run_stage("dcgan", *paths, "--seed", "0", "--device", "cpu", "--threads", "1") == 0
     return out
 
 
 def test_each_player_moves_by_its_own_rate_of_the_chosen_setting(tmp_path):
-    still, d_moved, g_moved = (load_dcgan(train(tmp_path, *lrs), "cpu")
+    still, d_moved, g_moved = (open_dcgan(load(train(tmp_path, *lrs)))
                                for lrs in ((1e-12, 1e-12), (1e-3, 1e-12), (1e-12, 1e-3)))
 
     def distance(first, second):

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from fce.data.images import padded
+from fce.data.pixels import padded
 from fce.energy import EnergyModel, Residual, make_energy
-from fce.flow.glow import Glow, halvings, make_glow
+from fce.flow.glow import Glow, make_glow
+from fce.flow.layers import halvings
 
 IMAGE = {"layers": "conv", "widths": [64, 128, 256], "slope": 0.2}
 POINT = {"layers": "fc", "widths": [128, 128, 128], "slope": 0.2}
@@ -19,7 +20,7 @@ POINT = {"layers": "fc", "widths": [128, 128, 128], "slope": 0.2}
     ],
 )
 def test_parameter_counts_are_the_papers(shape, energy, count):
-    assert sum(parameter.numel() for parameter in make_energy(shape, energy).parameters()) == count
+    assert sum(parameter.numel() for parameter in make_energy(shape, **energy).parameters()) == count
 
 
 # the last of the widths are used; the last kernel is what remains of the side
@@ -34,7 +35,7 @@ def test_parameter_counts_are_the_papers(shape, energy, count):
     ],
 )
 def test_small_images_are_halved_less_often(side, widths, kernel):
-    model, x = make_energy((1, side, side), IMAGE), torch.randn(3, 1, side, side)
+    model, x = make_energy((1, side, side), **IMAGE), torch.randn(3, 1, side, side)
     assert [layer.out_channels for layer in model.hidden] == widths
     assert [layer.stride for layer in model.hidden] == [(2, 2)] * len(widths)
     assert model.head.kernel_size == (kernel, kernel)
@@ -62,7 +63,7 @@ def test_a_side_is_halved_while_it_is_even_and_stays_two_or_more(side, most, cou
 
 @pytest.mark.parametrize(("shape", "energy", "features"), [((3, 32, 32), IMAGE, 4096), ((2,), POINT, 128)])
 def test_features_are_the_top_layer_after_its_leaky_relu_and_f_is_linear_in_them(shape, energy, features):
-    model, x = make_energy(shape, energy), torch.randn(16, *shape)
+    model, x = make_energy(shape, **energy), torch.randn(16, *shape)
     top = model.features(x)
     assert top.shape == (16, features)
     assert top.min() < 0 and top.min().abs() < top.max()  # the leaky ReLU keeps a fifth of the negative part
@@ -72,7 +73,7 @@ def test_features_are_the_top_layer_after_its_leaky_relu_and_f_is_linear_in_them
 @pytest.mark.parametrize("energy", [IMAGE, POINT])
 def test_log_prob_is_f_minus_c(energy):
     shape = (2,) if energy is POINT else (3, 8, 8)
-    model, x = make_energy(shape, energy), torch.randn(4, *shape)
+    model, x = make_energy(shape, **energy), torch.randn(4, *shape)
     with torch.no_grad():
         model.c.fill_(7.0)
     assert torch.allclose(model.log_prob(x), model(x) - 7.0)
@@ -82,11 +83,11 @@ def test_log_prob_is_f_minus_c(energy):
 def make_residual():
     base = Glow((1, 8, 8), 2, 1, 8, "conv", "affine", 0.3, "logit")
     base.initialize(0.1 * torch.randn(64, 1, 8, 8))
-    return base, make_energy((1, 8, 8), IMAGE, base)
+    return base, make_energy((1, 8, 8), base, **IMAGE)
 
 
 def test_without_a_base_the_model_is_plain():
-    assert type(make_energy((1, 8, 8), IMAGE)) is EnergyModel
+    assert type(make_energy((1, 8, 8), **IMAGE)) is EnergyModel
     assert type(make_residual()[1]) is Residual
 
 
@@ -122,8 +123,8 @@ def test_residual_passes_gradients_through_q0_to_x():
 @pytest.mark.parametrize(("side", "levels"), [(8, 2), (16, 3), (28, 3), (32, 3), (64, 3)])
 def test_glow_has_as_many_levels_as_the_side_allows(side, levels):
     seen = padded(side)
-    flow = {"levels": 3, "steps": 1, "width": 4, "layers": "conv", "coupling": "additive"}
-    glow = make_glow((1, seen, seen), {**flow, "scale_floor": 0.0, "input": "centered"})
+    glow = make_glow((1, seen, seen), levels=3, steps=1, width=4, layers="conv", coupling="additive", scale_floor=0.0,
+                     input="centered")
     assert len(glow.levels) == levels
     assert glow.latents[-1][:2] == (seen // 2**levels,) * 2
     assert sum(latent[0] * latent[1] * latent[2] for latent in glow.latents) == seen**2

@@ -1,81 +1,199 @@
-"""Snakemake and DVC drive one DAG: switching between them retrains nothing and leaves nothing stale."""
+"""Snakemake and DVC drive one DAG: switching between them retrains nothing and leaves nothing stale.
 
-import os
+One checkout is led through the scenarios in turn, with points, with images and with somebody's own images.
+"""
+
+import json
+import re
+import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from tiny import edit, environment, make_project
+from ruamel.yaml import YAML
+from tiny import ROOT, TINY, edit, environment, make_project, read_yaml
+
+SNAKEMAKE, DVC = "snakemake --cores 2 quick", "dvc repro quick"
+ARMS = {"ring": ("joint", "joint-from-random", "frozen-flow", "gaussian-noise"), "digits": ("joint", "residual")}
+DENSITIES = {f"ring/seed-{seed}/{arm}/density" for seed in (0, 1) for arm in ("mle", *ARMS["ring"])}
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout of its own, with a quick profile of seconds."""
-    return make_project(tmp_path_factory.mktemp("project"))
+    """A checkout with a quick profile of seconds, which also has own images, as the README says."""
+    folder = make_project(tmp_path_factory.mktemp("project"))
+    rng = np.random.default_rng(0)
+    images = {f"{part}_images": rng.integers(0, 256, (n, 8, 8, 3), np.uint8) for part, n in (("train", 120), ("test", 60))}
+    np.savez(folder / "mine.npz", **images, train_labels=np.arange(120) % 10, test_labels=np.arange(60) % 10)
+    block = re.search(r"```yaml\n(experiments:\n  mine:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block
+    entry: dict[str, Any] = YAML(typ="safe", pure=True).load(block[1])["experiments"]["mine"]
+    entry["data"]["validation"] = 20
+
+    def add(params: dict[str, Any]) -> None:
+        params["experiments"]["mine"] = entry
+        params["quick"]["experiments"].append("mine")
+        params["quick"]["overrides"]["mine"] = TINY["overrides"]["digits"]
+
+    edit(folder, add)
+    return commit(folder)
+
+
+def commit(folder: Path) -> Path:
+    for command in ("git add -A", "git -c user.name=a -c user.email=a@b commit -qm now"):
+        subprocess.run(command.split(), cwd=folder, check=True)
+    return folder
+
+
+def call(folder: Path, command: str) -> str:
+    """Run a command in a checkout; returns what it says."""
+    done = subprocess.run(command.split(), cwd=folder, env=environment(FCE_DATA=str(folder)), capture_output=True,
+                          text=True, timeout=900)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout + done.stderr
 
 
 def run(folder: Path, command: str) -> set[str]:
-    """Run an engine; returns the stages that really ran, as paths of the records they wrote."""
+    """Run an engine; returns the runs that there really were, as paths of the records they wrote."""
     started = time.time()
-    done = subprocess.run(command.split(), cwd=folder, env=environment(), capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    call(folder, command)
     records = (folder / "build").rglob("*.run.jsonl")
-    return {str(r.relative_to(folder / "build/quick")) for r in records if r.stat().st_mtime > started}
+    return {str(record.relative_to(folder / "build/quick")).removesuffix(".run.jsonl") for record in records
+            if record.stat().st_mtime > started}
 
 
-SNAKEMAKE, DVC = "snakemake --cores 2 quick", "dvc repro quick"
-DENSITIES = {
-    f"ring/seed-{seed}/{arm}/density.run.jsonl"
-    for seed in (0, 1)
-    for arm in ("mle", "joint", "joint-from-random", "frozen-flow", "gaussian-noise")
-}
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+def test_a_look_writes_nothing(project: Path) -> None:
+    before = set(project.rglob("*"))
+    for command in ("snakemake -n quick", "snakemake -n", "snakemake --summary quick"):
+        call(project, command)
+    new = {path.relative_to(project).parts[0] for path in set(project.rglob("*")) - before}
+    assert new <= {".snakemake", "pipeline", "fce", "eval", "reports"}  # Snakemake's own notes, Python's caches
+    assert not call(project, "git status --porcelain")
 
 
 def test_switching_engines_reruns_only_what_changed(project: Path) -> None:
-    # 1: a clean run by Snakemake makes everything; DVC then has nothing to do
+    # 1: a clean run by Snakemake makes everything; 2, 3: DVC then has nothing to do, nor has Snakemake
     first = run(project, SNAKEMAKE)
-    baselines = {f"digits/seed-0/{arm}.run.jsonl" for arm in ("dcgan/dcgan", "dcgan/fid", "supervised/supervised")}
-    assert {"ring/data.run.jsonl", "digits/seed-0/residual/joint.run.jsonl", *DENSITIES, *baselines} <= first
+    baselines = {f"{name}/seed-0/{arm}" for name in ("digits", "mine") for arm in ("dcgan/fid", "supervised/supervised")}
+    assert {"ring/data", "digits/seed-0/residual/joint", "mine/seed-0/joint/log_z", *DENSITIES, *baselines} <= first
     assert (project / "build/report/quick/index.html").stat().st_size > 10_000
     assert run(project, DVC) == set()
     assert run(project, SNAKEMAKE) == set()
 
-    # 2: one parameter changed, run by Snakemake: only its stage; DVC then has nothing to do
+    # 4: a code file edited, run by DVC: only what computes with it; Snakemake then has nothing to do
+    append(project / "eval/density.py", "\n# edited\n")
+    assert run(project, DVC) == DENSITIES
+    assert run(project, SNAKEMAKE) == set()
+
+    # 5: one parameter changed, run by Snakemake: only its stage; DVC then has nothing to do
     edit(project, lambda params: params["quick"]["overrides"]["ring"]["density"].update(plot_points=24))
     assert run(project, SNAKEMAKE) == DENSITIES
     assert run(project, DVC) == set()
 
-    # 3: a code file edited, run by DVC: only what computes with it; Snakemake then has nothing to do
-    with open(project / "eval/density.py", "a") as file:
-        file.write("\n# edited\n")
-    assert run(project, DVC) == DENSITIES
+    # 10: a comment in the Snakefile and a reworded log line change nothing
+    for name in ("Snakefile", "pipeline/track.py"):
+        append(project / name, "\n# a comment\n")
     assert run(project, SNAKEMAKE) == set()
-
-    # a comment in the Snakefile and a reworded log line change nothing
-    for name in ("Snakefile", "fce/track.py"):
-        with open(project / name, "a") as file:
-            file.write("\n# a comment\n")
-    assert run(project, SNAKEMAKE) == set()
+    assert run(project, DVC) == set()
 
 
-def test_both_engines_make_the_same_files(project: Path) -> None:
-    """DVC's outputs are Snakemake's, but for parameters, logs and records, which only one of them needs."""
-    script = (
-        "from dvc.repo import Repo\n"
-        "for stage in Repo('.').index.stages:\n"
-        "    if stage.name.startswith('quick'):\n"
-        "        print(*(str(out.fs_path) for out in stage.outs), sep='\\n')\n"
-    )
-    listed = subprocess.run([sys.executable, "-c", script], cwd=project, capture_output=True, text=True, check=True)
-    by_dvc = {os.path.relpath(line, project) for line in listed.stdout.splitlines()}
-    summary = subprocess.run(
-        [str(Path(sys.executable).parent / "snakemake"), "--cores", "1", "--summary", "quick"],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    by_snakemake = {line.split("\t")[0] for line in summary.stdout.splitlines()[1:] if line.startswith("build/")}
-    assert by_dvc == by_snakemake
+def test_a_clone_gets_outputs_from_a_remote_and_goes_on(project: Path, tmp_path: Path) -> None:
+    # 6: fresh clone and pull from a folder; both engines have nothing to do
+    call(project, f"dvc remote add --default store {tmp_path / 'remote'}")
+    call(project, "dvc push quick quick-run")
+    commit(project)
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(project), str(clone)], check=True)
+    shutil.copy(project / "mine.npz", clone)
+    call(clone, "make -o install pull")
+    assert run(clone, SNAKEMAKE) == set()
+    assert run(clone, DVC) == set()
+    scores = "build/quick/digits/seed-0/mle/fid.json"
+    assert (clone / scores).read_bytes() == (project / scores).read_bytes()
+
+    # 7: one rate changed in the clone, run by DVC: its stage and what follows
+    edit(clone, lambda params: params["quick"]["overrides"]["digits"]["dcgan"].update(beta1=0.4))
+    assert run(clone, DVC) == {f"digits/seed-0/dcgan/{output}" for output in ("dcgan", "samples", "fid", "probe")}
+    assert run(clone, SNAKEMAKE) == set()
+
+    # 8: the code of pre-training edited there, run by DVC: it and all that comes from its flows
+    append(clone / "fce/stages/pretrain.py", "\n# edited\n")
+    of_ring = {f"ring/seed-{seed}/{place}" for seed in (0, 1)
+               for place in ("pretrain", *(f"{arm}/joint" for arm in ARMS["ring"]))}
+    assert run(clone, "dvc repro quick-run@ring") == of_ring | DENSITIES
+    assert run(clone, "snakemake --cores 2 build/quick/ring/scores.json") == set()
+
+
+def test_without_a_remote_pull_says_what_is_missing(tmp_path: Path) -> None:
+    folder = make_project(tmp_path)
+    done = subprocess.run(["make", "-o", "install", "pull"], cwd=folder, env=environment(), capture_output=True, text=True)
+    assert done.returncode != 0 and "no DVC remote is set" in done.stdout and "dvc remote add" in done.stdout
+
+
+def test_seeds_and_arms_come_and_go(project: Path) -> None:
+    # 9: a seed added: only its runs, and the control that plants its flow beside the first seed's
+    edit(project, lambda params: params["quick"]["seeds"].update(images=[0, 1]))
+    home = "build/quick/digits"
+    added = run(project, f"snakemake --cores 2 {home}/scores.json")
+    assert added - {"digits/seed-0/planted/log_z_control"} == {place for place in added if "/seed-1/" in place}
+    assert {"digits/seed-1/pretrain", "digits/seed-1/residual/joint", "digits/seed-1/joint/fid"} <= added
+    assert run(project, "dvc repro quick-run@digits") == set()
+
+    # an arm removed: nothing is trained; what is left of it is named, and in no table
+    arms = read_yaml(project / "params.yaml")["defaults"]["images"]["arms"]
+    assert set(arms) == {"joint", "residual"}
+    edit(project, lambda params: params["defaults"]["images"]["arms"].pop("residual"))
+    edit(project, lambda params: params["experiments"]["digits"]["arms"].pop("residual"))
+    edit(project, lambda params: params["quick"]["overrides"]["digits"]["arms"].pop("residual"))
+    assert "residual is left over" in call(project, f"snakemake --cores 2 {home}/scores.json")
+    listed = json.loads((project / home / "scores.json").read_text())
+    assert listed["left_over"] == [f"{home}/seed-{seed}/residual" for seed in (0, 1)]
+    assert not [path for path in listed["scores"] if "residual" in path]
+    assert run(project, "dvc repro quick-run@digits") == set()
+
+
+MEASURE = '''"""How bright the samples are: a measure that a test adds."""
+
+from eval.score import Score, write_scores
+from pipeline.files import read_arrays
+from pipeline.job import Job
+
+
+def run(job: Job) -> None:
+    images = read_arrays(job.inputs["samples"], ("images",))["images"]
+    write_scores(job, [Score(name="brightness", model="flow", value=float(images.mean()), n=len(images),
+                             protocol="mean grey level of the samples")])
+'''
+
+
+def test_a_measure_and_an_arm_are_two_files_each(project: Path) -> None:
+    """A row of the table and a module; a row of the arms and an entry in params.yaml; then the page has them."""
+    commit(project)
+    catalogue = project / "pipeline/catalogue.py"
+    (project / "eval/brightness.py").write_text(MEASURE)
+    catalogue.write_text(catalogue.read_text().replace('STAGES = {\n', '''STAGES = {
+    "brightness": Stage("eval/brightness.py", ARM + "brightness.json", {"data": DATA, "samples": SAMPLES}, ("sample",),
+                        of=("flows",)),
+''', 1).replace("SCORES = {\n", 'SCORES = {\n    "brightness": Score("brightness", "grey levels"),\n', 1))
+    assert len(call(project, "git status --porcelain").splitlines()) == 2
+    edit(project, lambda params: params["quick"].update(experiments=["digits"]))
+    assert run(project, SNAKEMAKE) == {f"digits/seed-{seed}/{arm}/brightness" for seed in (0, 1) for arm in ("mle", "joint")}
+    table = (project / "build/report/quick/digits-images.csv").read_text()
+    assert "brightness" in table and "Glow (ours)" in table
+
+    commit(project)
+    catalogue.write_text(catalogue.read_text().replace('ARMS = {\n', '''ARMS = {
+    "slow": Arm("ours, slowly", ONLY_IMAGES, colour=2, dash=(9, 9)),
+''', 1))
+    edit(project, lambda params: params["quick"]["overrides"]["digits"]["arms"].update(slow={"flow_lr": 1e-6}))
+    assert len(call(project, "git status --porcelain").splitlines()) == 2
+    made = run(project, DVC)
+    assert {place.split("/")[2] for place in made} == {"slow"} and "digits/seed-1/slow/brightness" in made
+    assert "Glow (ours, slowly)" in (project / "build/report/quick/index.html").read_text()

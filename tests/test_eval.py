@@ -1,6 +1,7 @@
 """The measures against closed forms and independent computations."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,14 +14,29 @@ from eval.density import Cells, divergence, integral, jensen_shannon, measure
 from eval.labelled import draws, middle, subset
 from eval.probe import classify, effective_rank, extract, open_maps
 from eval.score import accuracy_score, standard_error
-from fce.data.data import Images, Points
+from fce.data import toy
+from fce.data.batches import Images, Points
 from fce.data.toy import grid
 from fce.energy import make_energy
-from fce.flow.glow import Gaussian
-from fce.stage import Job
+from fce.flow.sampler import Gaussian
+from pipeline.catalogue import STAGES
+from pipeline.checkpoint import save
+from pipeline.job import Job
+from pipeline.schema.experiment import Sections
+from pipeline.schema.measures import BitsPerDim, LogZ, Probe, Supervised
+from pipeline.schema.training import Energy
+from pipeline.sources import sources
 
 PARTS = ("train", "validation", "test")
-RING = {"source": "ring", "modes": 8, "radius": 2.0, "std": 0.3, "validation": 10, "test": 500}
+ENERGY = Energy(layers="conv", widths=[2, 3], slope=0.2)
+TRAINING = {"fce/game.py", "fce/supply.py", "fce/watch.py", "fce/stages/joint.py"}
+
+
+@pytest.mark.parametrize("name", [name for name, stage in STAGES.items() if stage.file.startswith("eval/")])
+def test_a_measure_computes_with_nothing_that_trains(name: str) -> None:
+    """So that an edit of the training loops asks for no measure of a finished model again."""
+    assert set(sources("fce/stages/joint.py")) >= TRAINING
+    assert [file for file in sources(STAGES[name].file) if file in TRAINING or file.startswith("fce/stages/")] == []
 
 
 def gaussian(x: torch.Tensor, mean: float) -> torch.Tensor:
@@ -37,13 +53,9 @@ def test_divergences_of_two_gaussians_are_their_closed_forms() -> None:
     assert jensen_shannon(p, q, 9.0) == pytest.approx(jensen_shannon(q, p, 9.0), abs=1e-9)
 
 
-def open_points(tmp_path, data) -> Points:
-    from fce.data.toy import density
-
-    truth = density(data)
+def points_of(truth: toy.Density) -> Points:
     x = truth.sample(500, torch.Generator().manual_seed(0))
-    np.savez(tmp_path / "data.npz", test=x.numpy(), test_log_prob=truth.log_prob(x).numpy())
-    return Points(tmp_path / "data.npz", data, "cpu")
+    return Points({"test": x.numpy(), "test_log_prob": truth.log_prob(x).numpy()}, truth, "cpu")
 
 
 def measured(name, log_density, data: Points, points: int):
@@ -52,13 +64,13 @@ def measured(name, log_density, data: Points, points: int):
 
 
 @pytest.fixture
-def points(tmp_path) -> Points:
-    return open_points(tmp_path, RING)
+def points() -> Points:
+    return points_of(toy.ring(modes=8, radius=2.0, std=0.3))
 
 
-def test_lost_and_spilled_mass_is_found(tmp_path) -> None:
+def test_lost_and_spilled_mass_is_found() -> None:
     """A model that has lost half of a checkerboard, and one whose standard deviation is twice the data's."""
-    board = open_points(tmp_path, {"source": "checkerboard", "squares": 4, "side": 1.0})
+    board = points_of(toy.density("checkerboard", squares=4, side=1.0))
 
     def left(x):
         return board.density.log_prob(x).clamp(min=-60) - 60 * (x[:, 0] > 0)
@@ -70,7 +82,7 @@ def test_lost_and_spilled_mass_is_found(tmp_path) -> None:
     assert sorted(masses) == pytest.approx([0] * 4 + [2] * 4, abs=1e-3)
     assert found["mass_outside"] == pytest.approx(0, abs=1e-3)
     assert all(math.isfinite(value) for value in found.values())
-    one = open_points(tmp_path, {"source": "ring", "modes": 1, "radius": 1e-9, "std": 0.5})
+    one = points_of(toy.ring(modes=1, radius=1e-9, std=0.5))
     wide = measured("flow", lambda x: -x.double().square().sum(1) / 2 - math.log(2 * math.pi), one, 400)
     outside = next(score.value for score in wide[0] if score.name == "mass_outside")
     assert outside == pytest.approx(0.01 ** 0.25, abs=2e-3)  # P(|x| > r) = exp(-r^2 / 2 sd^2), r^2 = -2 log(0.01) / 4
@@ -102,17 +114,16 @@ def test_escaping_mass_is_reported(points: Points, caplog) -> None:
     assert "does mass escape?" in caplog.text
 
 
-def image_data(tmp_path, train: np.ndarray, test: np.ndarray, levels: int) -> Images:
+def image_data(train: np.ndarray, test: np.ndarray, levels: int) -> Images:
     parts = {"train": train, "validation": test, "test": test}
     arrays = {f"{name}_images": value for name, value in parts.items()}
     labels = {f"{name}_labels": np.zeros(len(value), int) for name, value in parts.items()}
-    np.savez(tmp_path / "images.npz", levels=levels, **arrays, **labels)
-    return Images(tmp_path / "images.npz", "cpu")
+    return Images({"levels": np.array(levels), **arrays, **labels}, "cpu")
 
 
-def test_simple_codes_cost_what_they_should(tmp_path) -> None:
+def test_simple_codes_cost_what_they_should() -> None:
     constant = np.full((15, 8, 8, 1), 3, np.uint8)
-    uniform, histogram = simple_codes(image_data(tmp_path, constant, constant[:4], levels=16))
+    uniform, histogram = simple_codes(image_data(constant, constant[:4], levels=16))
     assert uniform.value == 4
     assert histogram.value == pytest.approx(-math.log2(16 / 31))  # 15 of its level seen, and one of each level
 
@@ -140,24 +151,26 @@ def test_what_is_measured_per_image_has_a_standard_error(tmp_path, monkeypatch) 
     """The stages themselves, on noise: a seed that is alone has an interval then."""
     rng = np.random.default_rng(0)
     arrays = {f"{part}_images": rng.integers(0, 17, (40, 8, 8, 1)).astype(np.uint8) for part in PARTS}
-    np.savez(tmp_path / "data.npz", levels=17, **arrays, **{f"{part}_labels": np.arange(40) % 10 for part in PARTS})
-    energy = {"layers": "conv", "widths": [2, 3], "slope": 0.2}
-    params = {
-        "energy": energy,
-        "probe": {"labels": [20], "draws": 3, "inverse_l2": [0.1]},
-        "supervised": {"batch": 8, "updates": 2, "epochs": 1, "validations": 1, "lr": [1e-3], "weight_decay": [0.01]},
-        "bits_per_dim": {"draws": 2, "batch": 20},
-        "log_z": {"samples": 512, "batch": 256, "level": 0.99, "chains": 4, "temperatures": 2, "leapfrog": 1},
-    }
-    inputs = {"data": tmp_path / "data.npz", "model": tmp_path / "joint.pt"}
-    models = make_energy((1, 8, 8), energy).requires_grad_(False), Gaussian((1, 8, 8))
+    labels = {f"{part}_labels": np.arange(40) % 10 for part in PARTS}
+    data = Images({"levels": np.array(17), **arrays, **labels}, "cpu")
+    params = Sections(
+        energy=ENERGY,
+        probe=Probe(labels=[20], draws=3, inverse_l2=[0.1]),
+        supervised=Supervised(batch=8, updates=2, epochs=1, validations=1, lr=[1e-3], weight_decay=[0.01]),
+        bits_per_dim=BitsPerDim(draws=2, batch=20),
+        log_z=LogZ(samples=512, batch=256, level=0.99, chains=4, temperatures=2, leapfrog=1),
+    )
+    shape, energy = (1, 8, 8), ENERGY.model_dump()
+    save(tmp_path / "joint.pt", {
+        "kind": "joint", "shape": list(shape), "joint_params": {"energy": "plain", "noise": "gaussian"},
+        "energy_params": energy, "flow_params": {},
+        "energy": make_energy(shape, **energy).state_dict(), "flow": Gaussian(shape).state_dict()})
     found: dict[str, dict] = {}
     for stage in (bits_per_dim, log_z, probe, supervised):
         name = stage.__name__.removeprefix("eval.")
-        needed = {key: inputs[key] for key in (["data"] if stage in (probe, supervised) else inputs)}
-        job = Job(name, params, tmp_path, needed, seed=0, device="cpu", tags={}, command="")
-        job.record = SimpleNamespace(log=lambda *_, **__: None)
-        monkeypatch.setattr(stage, "load_models", lambda *_: models, raising=False)
+        needed = {} if stage in (probe, supervised) else {"model": tmp_path / "joint.pt"}
+        record = SimpleNamespace(log=lambda *_, **__: None)
+        job = Job(name, params, tmp_path, needed, data=data, record=record)
         monkeypatch.setattr(stage, "write_scores", lambda _, scores, name=name: found.update(
             {name: {(score.name, score.labels): score for score in scores}}))
         stage.run(job)
@@ -181,7 +194,7 @@ def test_labelled_subsets_are_balanced_nested_and_drawn_by_seed() -> None:
 
 def test_draws_are_subsets_and_at_last_all_labels_once() -> None:
     labels = np.repeat(np.arange(10), 12)
-    found = list(draws(labels, {"labels": [50, 100, 120, 500], "draws": 3}))
+    found = list(draws(labels, Probe(labels=[50, 100, 120, 500], draws=3, inverse_l2=[1.0])))
     assert [(count, len(chosen)) for count, chosen in found] == [(50, 3), (100, 3), (120, 1)]
     assert all((index == subset(labels, count, seed)).all() for count, chosen in found[:2]
                for seed, index in enumerate(chosen))
@@ -197,12 +210,12 @@ def test_effective_rank_counts_directions() -> None:
     assert effective_rank(sides @ basis[:7]) == pytest.approx(1, rel=1e-3)
 
 
-def test_features_are_the_top_layer_or_all_layers_pooled(tmp_path) -> None:
+def test_features_are_the_top_layer_or_all_layers_pooled() -> None:
     images = np.random.default_rng(0).integers(0, 17, (5, 32, 32, 1)).astype(np.uint8)
-    data = image_data(tmp_path, images, images, levels=17)
-    energy = {"layers": "conv", "widths": [2, 3, 4], "slope": 0.2}
-    job = Job("probe", {"energy": energy}, tmp_path / "probe.json", {}, seed=3, device="cpu", tags={}, command="")
-    maps = open_maps(job, data)
+    data = image_data(images, images, levels=17)
+    energy = Energy(layers="conv", widths=[2, 3, 4], slope=0.2)
+    job = Job("probe", Sections(energy=energy), Path("probe.json"), {}, seed=3, data=data)
+    maps = open_maps(job)
     with torch.no_grad():
         first, second, third = maps(middle(data.images["test"], 17))
     top, every = (extract(maps, data, "test", layers) for layers in ("", "_all_layers"))
@@ -210,7 +223,7 @@ def test_features_are_the_top_layer_or_all_layers_pooled(tmp_path) -> None:
     assert every.shape == (5, (2 + 3 + 4) * 4 * 4) and (every[:, -64:] == top).all()
     assert every[0, 0] == first[0, 0, :4, :4].max() and every[0, 32] == second[0, 0, :2, :2].max()
     job.seed = 4  # another random EBM
-    assert not (extract(open_maps(job, data), data, "test", "") == top).all()
+    assert not (extract(open_maps(job), data, "test", "") == top).all()
 
 
 def test_the_probe_separates_what_is_separable_and_guesses_what_is_not() -> None:

@@ -14,27 +14,25 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
-from tiny import edit, environment, make_project, write_slices
+from tiny import edit, environment, flags, make_project, run_stage, write_slices
 
-from fce import joint, pretrain, stage, track
-from fce.data import data
-from fce.state import load
+from eval import inception
+from fce.models import open_flow, open_players
+from fce.stages import pretrain
+from pipeline import track
+from pipeline.checkpoint import load
 
 
 @pytest.fixture
 def ring(tmp_path: Path) -> Path:
     """The ring's folder of a tiny profile, with its data."""
     home = write_slices(tmp_path, {}) / "ring"
-    argv = ["--params", str(home / "params/data.json"), "--out", str(home / "data.npz")]
-    assert data.main(data.__doc__, data.run, seeded=False, argv=argv) == 0
+    assert run_stage("data", *flags("data", home)) == 0
     return home
 
 
-def train(home: Path, *flags: str) -> int:
-    paths = {"params": "params/pretrain.json", "data": "data.npz", "out": "seed-0/pretrain.pt"}
-    argv = [word for name, path in paths.items() for word in (f"--{name}", str(home / path))]
-    argv += ["--seed", "0", "--device", "cpu", "--threads", "1", *flags]
-    return pretrain.main(pretrain.__doc__, pretrain.run, inputs=["data"], several=True, resumes=True, argv=argv)
+def train(home: Path, *more: str) -> int:
+    return run_stage("pretrain", *flags("pretrain", home), *more)
 
 
 @pytest.fixture
@@ -78,7 +76,7 @@ def test_divergence_stops_keeps_the_last_good_state_and_says_what_to_change(ring
     assert train(ring) == 1
     last = capfd.readouterr().err.splitlines()[-1]
     assert "the loss is" in last and "lower pretrain.lr" in last and "stopped.pt" in last
-    flow = pretrain.load_flow(load(ring / "seed-0/pretrain.stopped.pt"))
+    flow = open_flow(load(ring / "seed-0/pretrain.stopped.pt"))
     assert all(value.isfinite().all() for value in flow.state_dict().values())
     assert not (ring / "seed-0/pretrain.pt").exists()
 
@@ -89,33 +87,31 @@ def test_where_joint_training_diverges_both_players_are_kept_as_they_were(ring: 
     slice_of = json.loads(path.read_text())
     slice_of["joint"] |= {"flow_lr": 1e6, "log_every": 1}
     path.write_text(json.dumps(slice_of))
-    argv = ["--params", str(path), "--data", str(ring / "data.npz"), "--flow", str(ring / "seed-0/pretrain.pt")]
-    argv += ["--seed", "0", "--out", str(ring / "seed-0/joint/joint.pt"), "--device", "cpu"]
-    how = {"inputs": ["data"], "optional": ["flow"], "several": True, "resumes": True}
-    assert joint.main(joint.__doc__, joint.run, **how, argv=argv) == 1
+    assert run_stage("joint", *flags("joint", ring)) == 1
     last = capfd.readouterr().err.splitlines()[-1]
     assert "lower joint.flow_lr" in last and "The last good state is kept in" in last
-    for model in joint.load_models(ring / "seed-0/joint/joint.stopped.pt", "cpu"):
+    for model in open_players(load(ring / "seed-0/joint/joint.stopped.pt")):
         assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert not (ring / "seed-0/joint/joint.pt").exists()
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "code", "says"),
     [
-        (lambda: torch.empty(10**15), "error: out of memory"),  # torch's own error on a CPU
-        (lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried")), "error: out of memory"),
-        (lambda: (_ for _ in ()).throw(RuntimeError("CUDA error: an illegal access")), "error: RuntimeError: CUDA"),
-        (lambda: (_ for _ in ()).throw(KeyboardInterrupt()), "error: stopped by SIGINT"),
+        (lambda: torch.empty(10**15), 1, "error: out of memory"),  # torch's own error on a CPU
+        (lambda: raises(torch.OutOfMemoryError("CUDA out of memory. Tried")), 1, "error: out of memory"),
+        (lambda: raises(RuntimeError("CUDA error: an illegal access")), 1, "error: RuntimeError: CUDA error"),
+        (lambda: raises(KeyboardInterrupt()), 130, "error: stopped by SIGINT"),
     ],
 )
-def test_a_fault_of_the_machine_ends_in_one_line(tmp_path: Path, capfd, error, says: str) -> None:
-    def run(job: stage.Job) -> None:
-        error()
-
-    run.__module__ = pretrain.__name__
-    code = stage.main("A stage.", run, sliced=False, seeded=False, argv=["--out", str(tmp_path / "x.pt")])
-    assert code in (1, 130)
+def test_a_fault_of_the_machine_ends_in_one_line(tmp_path: Path, monkeypatch, capfd, error, code: int, says: str) -> None:
+    monkeypatch.setattr(inception, "run", lambda job: error())
+    assert run_stage("inception", "--out", tmp_path / "x.pth") == code
     assert capfd.readouterr().err.splitlines()[-1].startswith(says)
+
+
+def raises(error: BaseException) -> None:
+    raise error
 
 
 # MLflow is a mirror of the records
@@ -224,7 +220,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", ["snakemake --cores 1 {out}", "dvc repro quick-toy-pretrain@ring-0"])
+@pytest.mark.parametrize("command", ["snakemake --cores 1 {out}", "dvc repro quick-run@ring"])
 def test_either_engine_killed_in_mid_stage_goes_on_by_the_same_command(project: Path, command: str) -> None:
     home = project / "build/quick/ring"
     out = home / "seed-0/pretrain.pt"

@@ -9,14 +9,21 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 from sklearn.datasets import load_digits
+from tiny import ROOT, run_stage
 
-from eval import fid, weights
+from eval import features, fid, inception
 from eval.classifier import Classifier
-from eval.fid import Extractor, Reference, extract, extrapolate, frechet, kernel_distance, moments, precision_recall
-from fce.params import load
-from fce.stage import Job, UserError
-from fce.state import save
+from eval.features import Extractor, extract
+from eval.fid import Reference, extrapolate, frechet, kernel_distance, moments, precision_recall
+from pipeline.checkpoint import save
+from pipeline.errors import UserError
+from pipeline.files import sha256
+from pipeline.job import Job
+from pipeline.params import load
+from pipeline.schema.experiment import Sections
+from pipeline.schema.measures import Fid, Infinity, Kernel, Neighbours
 
+KINDS = {"mle": "pretrain", "joint": "joint", "dcgan": "dcgan"}  # of the checkpoints that the samples are of
 SETTINGS = {
     "features": "classifier",
     "batch": 64,
@@ -25,7 +32,7 @@ SETTINGS = {
     "kid": {"subsets": 10, "size": 50},
     "neighbours": {"images": 100, "k": 3},
 }
-NOTHING = Extractor(torch.from_numpy, torch.Tensor.double, 1, "themselves", fid.OTHER)
+NOTHING = Extractor(torch.from_numpy, torch.Tensor.double, 1, "themselves", features.OTHER)
 
 
 def normal(seed: int, n: int, f: int = 5, scale: float = 1.0) -> torch.Tensor:
@@ -40,10 +47,11 @@ def real_digits() -> np.ndarray:
     return load_digits().images[..., None].astype(np.uint8)
 
 
-def look_through(tmp_path: Path, features: int = 6, side: int = 8, levels: int = 17) -> Path:
+def look_through(tmp_path: Path, size: int = 6, side: int = 8, levels: int = 17) -> Path:
     """A classifier with random weights."""
-    build = {"channels": 1, "side": side, "levels": levels, "width": 4, "features": features}
-    save(tmp_path / "classifier.pt", {"classifier": Classifier(**build).state_dict(), "build": build})
+    build = {"channels": 1, "side": side, "levels": levels, "width": 4, "features": size}
+    content = {"kind": "classifier", "classifier": Classifier(**build).state_dict(), "build": build}
+    save(tmp_path / "classifier.pt", content)
     return tmp_path / "classifier.pt"
 
 
@@ -71,7 +79,7 @@ def test_distance_of_gaussians_is_the_closed_form_and_zero_on_itself() -> None:
 
 
 def test_neither_batch_nor_order_matters_and_noise_does(tmp_path: Path) -> None:
-    look, digits = fid.classifier(look_through(tmp_path), "cpu"), real_digits()
+    look, digits = features.classifier(look_through(tmp_path), "cpu"), real_digits()
     clean = moments(extract(look, digits, 64, "cpu"))
     rng = np.random.default_rng(0)
     found = []
@@ -87,7 +95,7 @@ def test_neither_batch_nor_order_matters_and_noise_does(tmp_path: Path) -> None:
 
 def test_kernel_distance_is_the_unbiased_one_and_zero_between_samples_of_one_law() -> None:
     same, other = normal(0, 400), normal(2, 400, scale=1.5)
-    settings = {"subsets": 2, "size": 1000}  # more than there are: then all of them
+    settings = Kernel(subsets=2, size=1000)  # more than there are: then all of them
     value, _, size = kernel_distance(other, reference(same), settings)
     k_xx, k_xy, k_yy = ((x @ y.T / 5 + 1) ** 3 for x, y in ((other, other), (other, same), (same, same)))
     within = sum(k.fill_diagonal_(0).sum() / (400 * 399) for k in (k_xx, k_yy))
@@ -98,7 +106,7 @@ def test_kernel_distance_is_the_unbiased_one_and_zero_between_samples_of_one_law
 
 
 def test_a_lost_mode_costs_recall_and_a_new_one_precision() -> None:
-    settings = {"images": 300, "k": 3}
+    settings = Neighbours(images=300, k=3)
     one, two = normal(0, 400), torch.cat([normal(1, 200), normal(2, 200) + 50])
     both = reference(two[torch.randperm(400)])
     assert precision_recall(one, both, settings)[0] > 0.8
@@ -112,14 +120,15 @@ def test_extrapolation_removes_the_bias_of_a_finite_sample() -> None:
     exact = reference(normal(0, 4000, 30))
     exact = Reference(exact.features, {"mu": np.zeros(30), "sigma": np.eye(30)}, NOTHING, exact.rng, "cpu")
     found = normal(1, 3000, 30)
-    value, error, sizes = extrapolate(found, exact, {"points": 15, "smallest": 0.1})
+    value, error, sizes = extrapolate(found, exact, Infinity(points=15, smallest=0.1))
     assert (sizes[0], sizes[-1], len(sizes)) == (300, 3000, 15)
     assert frechet(found, exact.moments) > 0.08
     assert abs(value) < 3 * error < 0.02
 
 
 def test_the_standard_error_is_the_spread_of_samples_drawn_again() -> None:
-    settings, real = {**SETTINGS, "infinity": {"points": 3, "smallest": 0.5}}, reference(normal(0, 1000, 3))
+    settings = Fid.model_validate({**SETTINGS, "infinity": {"points": 3, "smallest": 0.5}})
+    real = reference(normal(0, 1000, 3))
     scores = [fid.of_samples(normal(seed, 400, 3, scale=1.4), real, settings, "flow", "")[0] for seed in range(1, 61)]
     spread = np.std([score.value for score in scores], ddof=1)
     errors = np.mean([score.standard_error**2 for score in scores]) ** 0.5
@@ -138,7 +147,7 @@ def write_files(tmp_path: Path, train: np.ndarray, test: np.ndarray, samples: np
         tmp_path / "data.npz", train_images=train[50:], validation_images=train[:50], test_images=test, levels=levels
     )
     np.savez(tmp_path / "samples.npz", images=samples, **others)
-    classifier = look_through(tmp_path, side=fid.to_tensor(train[:1]).shape[2], levels=levels)
+    classifier = look_through(tmp_path, side=features.to_tensor(train[:1]).shape[2], levels=levels)
     return {"data": tmp_path / "data.npz", "samples": tmp_path / "samples.npz", "features": classifier}
 
 
@@ -147,9 +156,11 @@ def measured(files: dict[str, Path], arm: str = "mle", **changes) -> int:
     out = files["data"].parent / f"build/quick/digits/seed-0/{arm}/fid.json"
     slice_file = files["data"].parent / "fid.params.json"
     slice_file.write_text(json.dumps({"fid": {**SETTINGS, **changes}}))
-    argv = ["--params", str(slice_file), "--seed", "0", "--out", str(out), "--threads", "1", "--device", "cpu"]
-    argv += [part for name, path in files.items() for part in (f"--{name}", str(path))]
-    return fid.main(fid.__doc__, fid.run, inputs=list(files), argv=argv)
+    drawn = dict(np.load(files["samples"]))
+    np.savez(files["samples"], **drawn | {"kind": KINDS[arm]})
+    paths = [part for name, path in files.items() for part in (f"--{name}", path)]
+    return run_stage("fid", "--params", slice_file, "--seed", "0", "--arm", arm, "--out", out, "--threads", "1",
+                     "--device", "cpu", *paths)
 
 
 def scores(files: dict[str, Path], arm: str = "mle") -> dict[str, dict]:
@@ -181,8 +192,9 @@ def test_every_score_says_what_it_is_and_none_is_called_fid(files) -> None:
 
 def test_the_real_images_features_are_made_once_for_all_arms_and_anew_for_other_images(files, monkeypatch) -> None:
     looked: list[int] = []
-    monkeypatch.setattr(fid, "extract", lambda look, images, *how: looked.append(len(images)) or extract(
-        look, images, *how))
+    for module in (features, fid):
+        monkeypatch.setattr(module, "extract", lambda look, images, *how: looked.append(len(images)) or extract(
+            look, images, *how))
     assert measured(files) == 0 and measured(files, "joint") == 0
     assert looked == [600, 100, 1097, 1097]  # training, test, samples; samples
     first = scores(files)
@@ -194,7 +206,7 @@ def test_the_real_images_features_are_made_once_for_all_arms_and_anew_for_other_
 def test_the_secondary_distance_is_to_the_test_images(files) -> None:
     """By numpy and scipy, from the same features."""
     assert measured(files, "joint") == 0
-    look = fid.classifier(files["features"], "cpu")
+    look = features.classifier(files["features"], "cpu")
     drawn, test = (extract(look, images, 64, "cpu").numpy() for images in (real_digits()[700:], real_digits()[600:700]))
     s, t = np.cov(drawn.T), np.cov(test.T)
     expected = ((drawn.mean(0) - test.mean(0)) ** 2).sum() + np.trace(s + t - 2 * sqrtm(s @ t).real)
@@ -207,7 +219,7 @@ def test_the_secondary_distance_is_to_the_test_images(files) -> None:
 
 
 def frechet_of_noise(files: dict[str, Path]) -> float:
-    look, rng = fid.classifier(files["features"], "cpu"), np.random.default_rng(0)
+    look, rng = features.classifier(files["features"], "cpu"), np.random.default_rng(0)
     noise = rng.integers(0, 17, (500, 8, 8, 1)).astype(np.uint8)
     return frechet(extract(look, noise, 64, "cpu"), moments(extract(look, real_digits(), 64, "cpu")))
 
@@ -221,7 +233,7 @@ def test_the_protocol_takes_the_temperature_from_the_samples_and_images_may_be_p
 
 
 @pytest.mark.parametrize(
-    ("features", "changes", "says"),
+    ("size", "changes", "says"),
     [
         (700, {}, "the training part: 600 images; a covariance of 700 features needs 701: .*lower classifier.features"),
         (
@@ -233,8 +245,8 @@ def test_the_protocol_takes_the_temperature_from_the_samples_and_images_may_be_p
         (6, {"features": "inception"}, "fid.features: inception needs 256 grey levels.*set it to classifier"),
     ],
 )
-def test_too_few_images_are_refused_with_the_way_out(files, tmp_path, capfd, features, changes, says) -> None:
-    look_through(tmp_path, features)
+def test_too_few_images_are_refused_with_the_way_out(files, tmp_path, capfd, size, changes, says) -> None:
+    look_through(tmp_path, size)
     assert measured(files, **changes) == 2
     assert re.search(f"^error: {says}", capfd.readouterr().err.strip().splitlines()[-1])
 
@@ -267,21 +279,21 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from torch_fidelity import feature_extractor_inceptionv3 as module
 
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("inception") / weights.FILE
+    path = tmp_path_factory.mktemp("inception") / inception.FILE
     with pytest.MonkeyPatch.context() as patch:  # torch-fidelity builds the network with downloaded weights only
         patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
         patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        torch.save(module.FeatureExtractorInceptionV3(weights.NETWORK, ["2048"]).state_dict(), path)
+        torch.save(module.FeatureExtractorInceptionV3(inception.NETWORK, ["2048"]).state_dict(), path)
     return path
 
 
 def take_weights(tmp_path: Path, monkeypatch, content: bytes, anyway: str = "") -> Path:
-    """The stage weights with this content in the user's folder; returns its output."""
-    (tmp_path / weights.FILE).write_bytes(content)
+    """The stage inception with this content in the user's folder; returns its output."""
+    (tmp_path / inception.FILE).write_bytes(content)
     monkeypatch.setenv("FCE_DATA", str(tmp_path))
     monkeypatch.setenv("FCE_ANY_WEIGHTS", anyway)
-    out = tmp_path / "build" / "weights.pth"
-    weights.run(Job("weights", {}, out, {}, seed=0, device="cpu", tags={}, command=""))
+    out = tmp_path / "build" / "inception.pth"
+    inception.run(Job("inception", Sections(), out, {}))
     return out
 
 
@@ -326,9 +338,9 @@ def test_inception_gives_what_torch_fidelity_gives(inception_file, monkeypatch) 
             return torch.from_numpy(self.images[i].transpose(2, 0, 1))
 
     first, second = colours(30, seed=0), colours(30, seed=1) // 2
-    assert extract(fid.inception(inception_file, "cpu"), first[:2], 2, "cpu").shape == (2, 2048)
-    monkeypatch.setattr(fid, "LAYER", "64")  # the first pooling: fewer features and quick
-    look = fid.inception(inception_file, "cpu")
+    assert extract(features.inception(inception_file, "cpu"), first[:2], 2, "cpu").shape == (2, 2048)
+    monkeypatch.setattr(features, "LAYER", "64")  # the first pooling: fewer features and quick
+    look = features.inception(inception_file, "cpu")
     generated, real = extract(look, first, 7, "cpu"), reference(extract(look, second, 30, "cpu"))
     theirs = calculate_metrics(
         input1=Set(first),
@@ -338,7 +350,7 @@ def test_inception_gives_what_torch_fidelity_gives(inception_file, monkeypatch) 
         kid=True,
         kid_subset_size=30,
         prc=True,
-        feature_extractor=weights.NETWORK,
+        feature_extractor=inception.NETWORK,
         feature_extractor_weights_path=str(inception_file),
         feature_layer_fid="64",
         feature_layer_kid="64",
@@ -347,15 +359,15 @@ def test_inception_gives_what_torch_fidelity_gives(inception_file, monkeypatch) 
         save_cpu_ram=True,  # no loader workers
         verbose=False,
     )
-    kernel, _, _ = kernel_distance(generated, real, {"subsets": 1, "size": 30})
-    precision, recall, _ = precision_recall(generated, real, {"images": 30, "k": 3})
+    kernel, _, _ = kernel_distance(generated, real, Kernel.model_construct(subsets=1, size=30))
+    precision, recall, _ = precision_recall(generated, real, Neighbours(images=30, k=3))
     assert frechet(generated, real.moments) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert kernel == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
     assert (precision, recall) == (theirs["precision"], theirs["recall"])
 
 
 def test_only_the_official_weights_make_it_fid(tmp_path, monkeypatch, inception_file) -> None:
-    monkeypatch.setattr(fid, "LAYER", "64")
+    monkeypatch.setattr(features, "LAYER", "64")
     files = write_files(tmp_path, colours(66, 0), colours(4, 1), colours(132, 2), levels=256)
     files["features"] = inception_file
     changes = {"features": "inception", "draws": 2, "infinity": {"points": 3, "smallest": 0.5}}
@@ -363,16 +375,16 @@ def test_only_the_official_weights_make_it_fid(tmp_path, monkeypatch, inception_
     found = scores(files, "joint")
     assert found["frechet_distance"]["unit"] == "FD"
     assert "other weights: not FID" in found["frechet_distance"]["protocol"]
-    monkeypatch.setattr(weights, "SHA256", fid.sha256(inception_file))
-    official = fid.inception(inception_file, "cpu")
-    assert (official.names, official.words) == (fid.INCEPTION, "Inception 2015-12-05")
+    monkeypatch.setattr(inception, "SHA256", sha256(inception_file))
+    official = features.inception(inception_file, "cpu")
+    assert (official.names, official.words) == (features.INCEPTION, "Inception 2015-12-05")
 
 
 def test_the_paper_sizes_are_enough_for_inception_and_2048_images_are_not() -> None:
     """By the numbers of the official sets, which are not at hand."""
-    experiments = load(Path(__file__).resolve().parent.parent / "params.yaml").experiments
+    experiments = load(ROOT / "params.yaml").experiments
     for name, train, test in (("svhn", 73257, 26032), ("cifar10", 50000, 10000)):
-        whole = experiments["full"][name].model_dump()
-        fid.refuse_too_few(2048, whole["fid"], whole["sample"]["count"], train, test, "")
+        whole = experiments["full"][name]
+        fid.refuse_too_few(2048, whole.fid, whole.sample.count, train, test, "")
     with pytest.raises(UserError, match=r"sample.count: 2048 images; .* 2048 features needs 2049: raise it"):
-        fid.refuse_too_few(2048, whole["fid"], 2048, 50000, 10000, "")
+        fid.refuse_too_few(2048, whole.fid, 2048, 50000, 10000, "")

@@ -8,8 +8,9 @@ from torch.autograd.functional import jacobian
 from torch.nn import functional as F
 
 from fce.flow.coupling import Coupling, CouplingNet
-from fce.flow.glow import Gaussian, Gaussianize, Glow, squeeze
+from fce.flow.glow import Gaussianize, Glow, squeeze
 from fce.flow.layers import InvertibleLinear, Logit, linear, lu_inverses, lu_weights
+from fce.flow.sampler import Gaussian
 from fce.flow.steps import Steps
 
 FLOWS = {  # shape, levels, steps, width, layers, coupling, scale_floor, input

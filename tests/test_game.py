@@ -4,21 +4,21 @@ import json
 
 import pytest
 import torch
-from tiny import write_slices
+from tiny import flags, run_stage, write_slices
 
 from fce import stack
-from fce.data import data
 from fce.flow.coupling import net_precision
-from fce.game import AHEAD, Game
 from fce.minibatch import Minibatch, flow_value
-from fce.stage import Job, main
+from fce.stages import inputs, joint
+from fce.supply import AHEAD
+from pipeline.job import Job
+from pipeline.params import read_slice
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     home = write_slices(tmp_path_factory.mktemp("game"), {}) / "digits"
-    assert main(data.__doc__, data.run, seeded=False,
-                argv=["--params", f"{home}/params/data.json", "--out", f"{home}/data.npz"]) == 0
+    assert run_stage("data", *flags("data", home)) == 0
     return home
 
 
@@ -26,8 +26,10 @@ def make_game(home, compiled=False, device="cpu", **changes):
     """A game from a random flow, after its start and one update of the flow."""
     content = json.loads((home / "params/joint/joint.json").read_text())
     content["joint"] |= {"start": "random", "warm_start": 2, "batch": 16, **changes}
-    job = Job("joint", content, home / "joint.pt", {"data": home / "data.npz"}, 0, device, {}, "", compiled=compiled)
-    game = Game([job])
+    params = read_slice(json.dumps(content), "joint")
+    job = Job("joint", params, home / "joint.pt", {"data": home / "data.npz"}, device=device, compiled=compiled)
+    inputs.check(job)
+    game = joint.make_game([job])
     game.start()
     game.update_flow()
     return game
@@ -47,9 +49,9 @@ def test_an_iteration_passes_the_flow_once_in_each_direction_and_its_gradients_a
     game = make_game(digits, flow_lr=0.0)
     called = passes(game, monkeypatch)
     game.update_ebm()
-    batch = game.kept
+    batch = game.supply.kept
     game.update_flow()
-    assert sorted(called) == ["decode", "encode"] and game.kept is None
+    assert sorted(called) == ["decode", "encode"] and game.supply.kept is None
     kept = [parameter.grad.clone() for parameter in game.noise.learned.values()]
     fresh = Minibatch.of(game.noise, batch.x, batch.eps)  # drawn again and encoded again, as the naive form does
     x_gen = fresh.x_gen
@@ -64,7 +66,7 @@ def test_by_the_ratio_rule_only_the_last_minibatch_of_a_round_is_drawn_alone(dig
     called = passes(game, monkeypatch)
     for kept in (False, False, False, True):
         game.update_ebm()
-        assert (game.kept is not None) == kept
+        assert (game.supply.kept is not None) == kept
     assert called == ["decode", "encode"] * 2  # three minibatches at once, and one
     game.update_flow()
     assert len(called) == 4
@@ -72,11 +74,11 @@ def test_by_the_ratio_rule_only_the_last_minibatch_of_a_round_is_drawn_alone(dig
 
 def test_while_the_flow_stands_still_many_minibatches_are_drawn_at_once(digits, monkeypatch):
     game = make_game(digits)
-    game.noise.learned, game.flow_updates, game.ahead = {}, 0, AHEAD
+    game.supply.moved, game.supply.ahead = False, AHEAD
     called = passes(game, monkeypatch)
     for _ in range(AHEAD):
         game.update_ebm()
-    assert called == ["decode", "encode"] and game.kept is None
+    assert called == ["decode", "encode"] and game.supply.kept is None
 
 
 def test_a_compiled_game_is_the_plain_one(digits, monkeypatch):

@@ -47,7 +47,7 @@ def test_tensor_cores_cost_the_log_density_little(digits, precision, limit):  # 
     game = make_game(digits, device="cuda")
     play(game, 5)
     with torch.no_grad():
-        x = game.points(16)
+        x = game.supply.points(16)
         exact = game.noise.log_prob(x)
         with net_precision(precision):
             off = game.noise.log_prob(x) - exact

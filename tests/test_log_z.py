@@ -8,8 +8,10 @@ import pytest
 import torch
 from scipy.stats import beta
 
-from eval.log_z import RANKS, Annealing, certificate, effective_sample_size, importance, pareto_k
-from fce.flow.glow import make_glow, normal_log_prob
+from eval.annealing import Annealing
+from eval.bounds import RANKS, certificate, effective_sample_size, importance, pareto_k
+from fce.flow.glow import make_glow
+from fce.flow.sampler import normal_log_prob
 from fce.objective import calibrate
 
 FLOW = {"levels": 3, "steps": 2, "width": 8, "layers": "conv", "coupling": "affine", "scale_floor": 0.3,
@@ -90,7 +92,7 @@ def test_annealing_sandwiches_a_planted_constant(side, spread, chains, temperatu
     """The EBM is another flow's log-density plus a constant: Z and exact samples are known. D = 64 and 3,072."""
     shape = (1 if side == 8 else 3, side, side)
     torch.manual_seed(0)
-    flow = make_glow(shape, FLOW)
+    flow = make_glow(shape, **FLOW)
     flow.initialize(0.25 * torch.rand(64, *shape))
     planted = deepcopy(flow)
     with torch.no_grad():

@@ -7,7 +7,8 @@ import torch
 from scipy.optimize import brentq
 
 from fce.energy import EnergyModel
-from fce.flow.glow import Gaussian, Glow
+from fce.flow.glow import Glow
+from fce.flow.sampler import Gaussian
 from fce.minibatch import Minibatch, flow_value
 from fce.objective import Switch, accuracy, calibrate, value
 from fce.stack import Stack

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ROOT, environment, write_slices
+from tiny import ROOT, environment, flags, write_slices
 
-from fce.state import load
+from pipeline.checkpoint import load
 
 TWENTY = {  # updates of either stage, in both turn rules; every minibatch has 16 images, 8 for each process
     "digits": {
@@ -25,25 +25,23 @@ TWENTY = {  # updates of either stage, in both turn rules; every minibatch has 1
 STAGE = """
 import runpy, sys, torch
 torch.set_default_dtype(torch.float64)
-sys.argv = sys.argv[1:]
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+runpy.run_module("fce", run_name="__main__", alter_sys=True)
 """
 
 
-def start(folder: Path, processes: int, module: str, *flags: str) -> subprocess.Popen[str]:
+def start(folder: Path, processes: int, stage: str, *argv: str) -> subprocess.Popen[str]:
     """A stage in double precision."""
     shared = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--no-python",
               sys.executable]
-    command = [sys.executable, *(shared if processes > 1 else []), "-c", STAGE, module, "--device", "cpu", "--threads",
-               "1", *flags]
+    command = [sys.executable, *(shared if processes > 1 else []), "-c", STAGE, stage, *argv]
     path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                             env=environment(PYTHONPATH=path, OMP_NUM_THREADS="1"))
 
 
-def run(folder: Path, processes: int, module: str, *flags: str, fails: bool = False) -> str:
+def run(folder: Path, processes: int, stage: str, *argv: str, fails: bool = False) -> str:
     """Run a stage to its end; returns what it says."""
-    process = start(folder, processes, module, *flags)
+    process = start(folder, processes, stage, *argv)
     said = process.communicate(timeout=300)[1]
     assert (process.returncode != 0) == fails, said
     return said
@@ -54,18 +52,17 @@ def home(tmp_path_factory):
     """build/quick/digits with its data."""
     folder = tmp_path_factory.mktemp("parallel")
     home = write_slices(folder, TWENTY) / "digits"
-    run(folder, 1, "fce.data.data", "--params", f"{home}/params/data.json", "--out", f"{home}/data.npz")
+    run(folder, 1, "data", *flags("data", home))
     return home
 
 
 def both(home: Path, out: str, processes: int, start: Path | None = None) -> Path:
     """Pretrain, and both arms, from that flow or from `start`'s."""
-    place, data = home / out / "build/quick/digits/seed-0", ["--data", f"{home}/data.npz", "--seed", "0"]
+    place = home / out / "build/quick/digits/seed-0"
     if start is None:
-        run(home, processes, "fce.pretrain", "--params", f"{home}/params/pretrain.json", *data,
-            "--out", f"{place}/pretrain.pt")
-    run(home, processes, "fce.joint", "--params", f"{home}/params/joint/{{arm}}.json", *data, "--arm", "joint",
-        "residual", "--flow", f"{start or place}/pretrain.pt", "--out", f"{place}/{{arm}}/joint.pt")
+        run(home, processes, "pretrain", *flags("pretrain", home, out=place / "pretrain.pt"))
+    paths = {"flow": (start or place) / "pretrain.pt", "out": place / "{arm}/joint.pt"}
+    run(home, processes, "joint", *flags("joint", home, arms=("joint", "residual"), **paths))
     return place
 
 
@@ -97,18 +94,15 @@ def test_a_shared_run_that_is_asked_to_stop_goes_on(home, stage):
     place, alone = (home / name / "build/quick/digits/seed-0" for name in ("stopped", "alone"))
     if not alone.exists():
         both(home, "alone", 1)
-    flags = ["--data", f"{home}/data.npz", "--seed", "0", "--save-every", "0", "--out", f"{place}/{stage}.pt"]
-    if stage == "pretrain":
-        flags += ["--params", f"{home}/params/pretrain.json"]
-    else:
-        flags += ["--params", f"{home}/params/joint/residual.json", "--flow", f"{alone}/pretrain.pt"]
-    process = start(home, 2, f"fce.{stage}", *flags)
+    paths = {"out": place / f"{stage}.pt"} | ({"flow": alone / "pretrain.pt"} if stage == "joint" else {})
+    argv = [*flags(stage, home, arms=("residual",), **paths), "--save-every", "0"]
+    process = start(home, 2, stage, *argv)
     while process.poll() is None and not list(place.glob(".resume/*/*/*.pt")):
         time.sleep(0.01)
     process.terminate()
     process.communicate(timeout=100)
     assert not (place / f"{stage}.pt").exists()
-    assert "going on from the state" in run(home, 2, f"fce.{stage}", *flags)
+    assert "going on from the state" in run(home, 2, stage, *argv)
     assert not (place / ".resume").exists()
     if stage == "pretrain":
         assert same(alone / "pretrain.pt", place / "pretrain.pt", ("flow",)) < 1e-8
@@ -116,11 +110,11 @@ def test_a_shared_run_that_is_asked_to_stop_goes_on(home, stage):
         assert load(place / "joint.pt")["updates"] == load(alone / "residual/joint.pt")["updates"]
 
 
-@pytest.mark.parametrize(("module", "flags", "said"), [
-    ("fce.pretrain", ["--params", "odd.json"], "pretrain.batch: 15 can't be shared equally by 2 processes"),
-    ("fce.dcgan", ["--params", "params/dcgan.json"], "not shared by several processes"),
+@pytest.mark.parametrize(("stage", "params", "said"), [
+    ("pretrain", "odd.json", "pretrain.batch: 15 can't be shared equally by 2 processes"),
+    ("dcgan", "params/dcgan.json", "this stage is not shared by several processes: start it alone"),
 ])
-def test_what_can_not_be_shared_is_refused(home, module, flags, said):
+def test_what_can_not_be_shared_is_refused(home, stage, params, said):
     (home / "odd.json").write_text((home / "params/pretrain.json").read_text().replace('"batch": 16', '"batch": 15'))
-    found = run(home, 2, module, *flags, "--data", "data.npz", "--seed", "0", "--out", "refused.pt", fails=True)
+    found = run(home, 2, stage, *flags(stage, home, params=params, out="refused.pt"), fails=True)
     assert said in found and not (home / "refused.pt").exists()

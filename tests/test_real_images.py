@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import ROOT
 
-from fce.params import load
+from pipeline.params import load
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(os.environ.get("FCE_DATA", ""))
 SHORT = {
     "pretrain": {"steps": 2, "batch": 4, "validate_every": 2},
@@ -36,13 +36,13 @@ SHORT = {
 }
 
 
-def stage(module: str, params: dict, out: Path, **inputs: Path) -> Path:
+def stage(name: str, params: dict, out: Path, **inputs: Path | int) -> Path:
     """Run one stage as a user would; returns its output."""
     out.parent.mkdir(parents=True, exist_ok=True)
     slice_file = out.with_suffix(".params.json")
     slice_file.write_text(json.dumps(params))
-    flags = [part for name, value in inputs.items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", module, "--params", str(slice_file), "--out", str(out), *flags]
+    flags = [part for flag, value in inputs.items() for part in (f"--{flag}", str(value))]
+    command = [sys.executable, "-m", "fce", name, "--params", str(slice_file), "--out", str(out), *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
@@ -74,15 +74,15 @@ def test_real_images_go_through_every_stage(name: str, tmp_path: Path) -> None:
     def some(*keys: str) -> dict:
         return {key: params[key] for key in keys}
 
-    data = stage("fce.data.data", some("data"), run / "data.npz")
-    flow = stage("fce.pretrain", some("flow", "pretrain", "data"), run / "seed-0/pretrain.pt", data=data, seed=0)
-    classifier = stage("eval.classifier", some("classifier"), run / "classifier.pt", data=data)
-    gan = stage("fce.dcgan", some("dcgan"), run / "seed-0/dcgan/dcgan.pt", data=data, seed=0)
+    data = stage("data", some("data"), run / "data.npz")
+    flow = stage("pretrain", some("flow", "pretrain", "data"), run / "seed-0/pretrain.pt", data=data, seed=0)
+    classifier = stage("classifier", some("classifier"), run / "classifier.pt", data=data)
+    gan = stage("dcgan", some("dcgan"), run / "seed-0/dcgan/dcgan.pt", data=data, seed=0)
     models = {"mle": flow, "dcgan": gan}
     for arm in ("joint", "residual"):
         joint = {**whole["arms"][arm], **SHORT["joint"]}
         models[arm] = stage(
-            "fce.joint",
+            "joint",
             {**some("flow", "energy", "data"), "joint": joint},
             run / f"seed-0/{arm}/joint.pt",
             data=data,
@@ -91,24 +91,24 @@ def test_real_images_go_through_every_stage(name: str, tmp_path: Path) -> None:
         )
     for arm, model in models.items():
         place = run / "seed-0" / arm
-        samples = stage("eval.sample", some("sample"), place / "samples.npz", data=data, model=model, seed=0)
+        samples = stage("sample", some("sample"), place / "samples.npz", data=data, model=model, seed=0)
         with np.load(samples) as drawn:
             assert drawn["images"].shape == (16, 32, 32, 3)
         fid = stage(
-            "eval.fid", some("fid"), place / "fid.json", data=data, samples=samples, features=classifier, seed=0
+            "fid", some("fid"), place / "fid.json", data=data, samples=samples, features=classifier, seed=0
         )
         assert values(fid)["generator" if arm == "dcgan" else "flow", "frechet_distance"] > 0
         if arm != "dcgan":
             out = place / "bits_per_dim.json"
-            bits = values(stage("eval.bits_per_dim", some("bits_per_dim"), out, data=data, model=model, seed=0))
+            bits = values(stage("bits_per_dim", some("bits_per_dim"), out, data=data, model=model, seed=0))
             assert 2 < bits["flow", "bits_per_dim"] < 12
         if arm == "mle":
             assert bits["data", "bits_per_dim_uniform"] == 8
         else:
-            probe = stage("eval.probe", some("probe", "energy"), place / "probe.json", data=data, model=model, seed=0)
+            probe = stage("probe", some("probe", "energy"), place / "probe.json", data=data, model=model, seed=0)
             assert 0 <= values(probe)["features", "accuracy"] <= 1  # of six test images
     place = run / "seed-0/supervised/supervised.json"
-    supervised = stage("eval.supervised", some("supervised", "probe", "energy"), place, data=data, seed=0)
+    supervised = stage("supervised", some("supervised", "probe", "energy"), place, data=data, seed=0)
     assert 0 <= values(supervised)["network", "accuracy"] <= 1
 
 

@@ -8,19 +8,18 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-import torch._dynamo  # every optimiser imports it, which takes seconds: before the forks, not in each
-from tiny import write_slices
+import torch._inductor.cudagraph_trees  # what trains imports it, which takes seconds: before the forks, not in each
+from tiny import flags, run_stage, write_slices
 
-from eval import log_z, supervised
-from fce import dcgan, joint, pretrain
-from fce.data import data
-from fce.state import load
+from pipeline.catalogue import HOME, STAGES
+from pipeline.checkpoint import load
 
 FORK = multiprocessing.get_context("fork")  # a fork need not import torch again
 CHANGES = {  # a run of each stage takes about a second
@@ -37,50 +36,40 @@ CHANGES = {  # a run of each stage takes about a second
         "supervised": {"updates": 8, "epochs": 1},
     },
 }
-RING = {"joint": ["joint", "joint-from-random"], "pretrain": [""]}  # both starts play side by side
-DATA, SEVERAL = "data.npz", {"several": True}
-PRETRAIN = (pretrain, {"data": DATA, "out": "seed-{seed}/pretrain.pt"}, SEVERAL)
-JOINT = (joint, {"data": DATA, "flow": "seed-{seed}/pretrain.pt", "out": "seed-{seed}/{arm}/joint.pt"}, SEVERAL)
-RUNS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {  # name: module, its files, how main is called
-    "ring/pretrain": PRETRAIN,
-    "ring/joint": JOINT,
-    "digits/pretrain": PRETRAIN,
-    "digits/joint": JOINT,
-    "digits/dcgan": (dcgan, {"data": DATA, "out": "seed-0/dcgan/dcgan.pt"}, {}),
-    "digits/log_z": (log_z, {"data": DATA, "model": "seed-0/joint/joint.pt", "out": "seed-0/joint/log_z.json"}, {}),
-    "digits/supervised": (supervised, {"data": DATA, "out": "seed-0/supervised/supervised.json"}, {}),
+RESUMING = [name for name, stage in STAGES.items() if stage.resumes]
+RUNS = [f"{home}/{name}" for home, names in (("ring", ("pretrain", "joint")), ("digits", RESUMING)) for name in names]
+ARMS = {  # of a run, where it is not of the arm `joint`
+    "ring/joint": ["joint", "joint-from-random"],  # both starts play side by side
+    "digits/joint": ["residual", "joint"],
+    "digits/log_z_control": ["planted"],
+    "digits/supervised": ["supervised"],
 }
+for name in RESUMING:  # before the forks too
+    import_module(STAGES[name].module)
 
 
 class Run:
     """One of RUNS below a folder; `start` runs it in a process of its own."""
 
     def __init__(self, profile: Path, name: str):
-        experiment, stage = name.split("/")
-        self.module, files, self.how = RUNS[name]
-        self.home = profile / experiment
-        inputs = [key for key in files if key != "out"]
-        arms = RING[stage] if experiment == "ring" else ["residual", "joint"] if stage == "joint" else [""]
-        seeds = ["0", "1"] if self.how else ["0"]
-        slice_of = "joint/{arm}" if stage == "joint" else stage
-        self.argv = [word for key, file in files.items() for word in (f"--{key}", str(self.home / file))]
-        self.argv += ["--params", str(self.home / f"params/{slice_of}.json"), "--seed", *seeds]
-        self.argv += ["--device", "cpu", "--threads", "1", *(["--arm", *arms] if self.how else [])]
-        self.inputs = {"inputs": inputs}
-        self.outs = [Path(str(self.home / files["out"]).format(seed=s, arm=a)) for s in seeds for a in arms]
+        experiment, self.stage = name.split("/")
+        self.home, row = profile / experiment, STAGES[self.stage]
+        seeds, arms = (0, 1) if row.together else (0,), ARMS.get(name, ["joint"])
+        self.argv = flags(self.stage, self.home, seeds, arms)
+        outs = (row.out.removeprefix(HOME).format(seed=seed, arm=arm) for seed in seeds for arm in arms)
+        self.outs = [self.home / out for out in outs]
 
-    def start(self, *flags: str) -> Any:
-        process = FORK.Process(target=self.work, args=flags)
+    def start(self, *more: str) -> Any:
+        process = FORK.Process(target=self.work, args=more)
         process.start()
         return process
 
-    def work(self, *flags: str) -> None:
+    def work(self, *more: str) -> None:
         sys.stderr = open(self.home / "log", "a", buffering=1)  # noqa: SIM115 - for the life of the process
-        how = {**self.inputs, **self.how, "resumes": True, "argv": [*self.argv, *flags]}
-        os._exit(self.module.main(self.module.__doc__, self.module.run, **how))
+        os._exit(run_stage(self.stage, *self.argv, *more))
 
-    def finish(self, *flags: str) -> int:
-        process = self.start(*flags)
+    def finish(self, *more: str) -> int:
+        process = self.start(*more)
         process.join()
         return process.exitcode
 
@@ -95,8 +84,7 @@ def undisturbed(profile: Path, names: Iterable[str]) -> Path:
     """The profile, after runs that nothing disturbed."""
     torch.set_num_threads(1)  # threads do not survive a fork
     for experiment in sorted({name.split("/")[0] for name in names}):
-        argv = ["--params", str(profile / experiment / "params/data.json"), "--out", str(profile / experiment / DATA)]
-        assert data.main(data.__doc__, data.run, seeded=False, argv=argv) == 0
+        assert run_stage("data", *flags("data", profile / experiment)) == 0
     for name in names:
         run = Run(profile, name)
         assert run.finish() == 0, run.log()

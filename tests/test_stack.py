@@ -5,18 +5,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import run_stage
 
-from fce import joint, pretrain
-from fce.data import data
 from fce.energy import make_energy
-from fce.flow.glow import Gaussian, make_glow
-from fce.game import Game
+from fce.flow.glow import make_glow
+from fce.flow.sampler import Gaussian
+from fce.game import Diverged, Game
 from fce.minibatch import take
 from fce.optim import make_optimizer
-from fce.params import load
 from fce.stack import LARGE, Stack
-from fce.stage import Job, Stopped, main
-from fce.state import load as load_state
+from fce.stages.inputs import check
+from fce.stages.joint import make_game
+from fce.supply import Supply
+from pipeline.checkpoint import load as load_state
+from pipeline.job import Job
+from pipeline.params import load, read_slice
+from pipeline.schema.experiment import Sections
 
 FLOW = {"levels": 1, "steps": 3, "width": 16, "layers": "fc", "coupling": "affine", "scale_floor": 0.0,
         "input": "identity"}
@@ -25,8 +29,8 @@ ENERGY = {"layers": "fc", "widths": [16, 16], "slope": 0.2}
 
 def models(kind, count):
     if kind == "energy":
-        return [make_energy((2,), ENERGY) for _ in range(count)]
-    made = [make_glow((2,), FLOW) if kind == "flow" else Gaussian((2,)) for _ in range(count)]
+        return [make_energy((2,), **ENERGY) for _ in range(count)]
+    made = [make_glow((2,), **FLOW) if kind == "flow" else Gaussian((2,)) for _ in range(count)]
     for model in made:
         model.initialize(torch.randn(100, 2))
     return made
@@ -97,24 +101,32 @@ def ring(tmp_path_factory):
         path = root / "params" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
-    assert main(data.__doc__, data.run, seeded=False,
-                argv=["--params", f"{root}/params/data.json", "--out", f"{root}/data.npz"]) == 0
+    assert run_stage("data", "--params", root / "params/data.json", "--out", root / "data.npz") == 0
     return root
 
 
-def call(module, inputs, *arguments, optional=()):
-    flags = [*arguments, "--device", "cpu", "--threads", "1"]
-    return main(module.__doc__, module.run, inputs=inputs, optional=optional, several=True, argv=list(map(str, flags)))
+def call(stage, *arguments):
+    return run_stage(stage, *arguments, "--device", "cpu", "--threads", "1")
+
+
+def game_of(ring, *seeds, **changes):
+    """A game from random flows, before its start."""
+    content = vars(read_slice((ring / "params/joint/joint-from-random.json").read_text(), "joint"))
+    params = Sections(**content | {"joint": content["joint"].model_copy(update=changes)})
+    jobs = [Job("joint", params, ring / f"{seed}.pt", {"data": ring / "data.npz"}, seed) for seed in seeds]
+    for job in jobs:
+        check(job)
+    return make_game(jobs)
 
 
 def test_stacked_runs_are_the_single_ones(ring):
     """Each seed and arm has its own random numbers: beside others or alone, it ends at the same weights."""
     def both(seeds, arms, out):
-        assert call(pretrain, ["data"], "--params", ring / "params/pretrain.json", "--data", ring / "data.npz",
+        assert call("pretrain", "--params", ring / "params/pretrain.json", "--data", ring / "data.npz",
                     "--seed", *seeds, "--out", ring / out / "seed-{seed}/pretrain.pt") == 0
-        assert call(joint, ["data"], "--params", ring / "params/joint/{arm}.json", "--data", ring / "data.npz",
+        assert call("joint", "--params", ring / "params/joint/{arm}.json", "--data", ring / "data.npz",
                     "--flow", ring / out / "seed-{seed}/pretrain.pt", "--seed", *seeds, "--arm", *arms,
-                    "--out", ring / out / "seed-{seed}/{arm}/joint.pt", optional=["flow"]) == 0
+                    "--out", ring / out / "seed-{seed}/{arm}/joint.pt") == 0
 
     arms = ["joint", "joint-from-random", "gaussian-noise", "frozen-flow"]
     both([0, 1], arms, "stacked")
@@ -131,27 +143,24 @@ def test_stacked_runs_are_the_single_ones(ring):
 def test_finite_samples_stand_in_for_the_others_of_their_run_and_these_are_counted():
     x, log_q = torch.arange(12.0).view(2, 3, 2), torch.zeros(2, 3)
     x[0, 0, 1], log_q[0, 1] = torch.nan, torch.inf
-    game = SimpleNamespace(dropped=torch.zeros(2, dtype=torch.long))
-    which = Game.choose_finite(game, x, log_q)
+    supply = SimpleNamespace(dropped=torch.zeros(2, dtype=torch.long))
+    which = Supply.choose_finite(supply, x, log_q)
     assert which.tolist() == [[2, 2, 2], [0, 1, 2]]
     assert torch.equal(take(x, which)[0], x[0, [2, 2, 2]]) and torch.equal(take(x, which)[1], x[1])
-    assert game.dropped.tolist() == [2, 0] and game.lost.tolist() == pytest.approx([2 / 3, 0])
-    game.last = {"not_finite": game.lost.tolist(), "value": [0.0, 0.0]}
-    with pytest.raises(Stopped, match="not finite"):
+    assert supply.dropped.tolist() == [2, 0] and supply.lost.tolist() == pytest.approx([2 / 3, 0])
+    game = SimpleNamespace(last={"not_finite": supply.lost.tolist(), "value": [0.0, 0.0]})
+    with pytest.raises(Diverged, match="not finite"):
         Game.require_finite(game)
 
 
 def test_the_flow_descends_v_and_by_its_weight_the_negative_log_likelihood(ring):
-    content = json.loads((ring / "params/joint/joint-from-random.json").read_text())
-    inputs = {"data": ring / "data.npz"}
-    jobs = [Job("joint", content, ring / f"{seed}.pt", inputs, seed, "cpu", {}, "") for seed in (0, 1)]
-    game = Game(jobs)
-    x, eps = game.points(), game.eps()
-    game.points, game.eps = lambda: x, lambda: eps
+    game = game_of(ring, 0, 1)
+    x, eps = game.supply.points(), game.supply.eps()
+    game.supply.points, game.supply.eps = lambda: x, lambda: eps
     gradients = {}
     for weights in ((1.0, 0.0), (1.0, 2.0), (0.0, 2.0)):
         chosen = dict(zip(("value_weight", "mle_weight"), weights, strict=True))
-        game.settings = content["joint"] | chosen | {"flow_lr": 0.0, "flow_clip": 1e9}
+        game.settings = game.settings.model_copy(update=chosen | {"flow_lr": 0.0, "flow_clip": 1e9})
         game.update_flow()
         gradients[weights] = [parameter.grad.clone() for parameter in game.noise.learned.values()]
     likelihood = torch.autograd.grad(-2.0 * game.noise.log_prob(x).mean(1).sum(), list(game.noise.learned.values()))
@@ -161,12 +170,10 @@ def test_the_flow_descends_v_and_by_its_weight_the_negative_log_likelihood(ring)
 
 
 def test_the_game_draws_noise_ratio_samples_for_each_point_and_classes_tie_there(ring):
-    content = json.loads((ring / "params/joint/joint-from-random.json").read_text())
-    content["joint"]["noise_ratio"] = 3
-    game = Game([Job("joint", content, ring / "0.pt", {"data": ring / "data.npz"}, 0, "cpu", {}, "")])
+    game = game_of(ring, 0, noise_ratio=3)
     game.start()
-    game.stock.clear()
-    x, log_q, x_gen, log_q_gen = game.draw()
+    game.supply.stock.clear()
+    x, log_q, x_gen, log_q_gen = game.supply.draw()
     assert (x.shape, log_q.shape, x_gen.shape, log_q_gen.shape) == ((1, 50, 2), (1, 50), (1, 150, 2), (1, 150))
     assert not torch.equal(x_gen[:, :50], x_gen[:, 50:100])
     game.update_ebm()
@@ -177,7 +184,7 @@ def test_the_game_draws_noise_ratio_samples_for_each_point_and_classes_tie_there
 
 
 def test_outputs_that_several_runs_would_write_are_refused(ring, capsys):
-    code = call(pretrain, ["data"], "--params", ring / "params/pretrain.json", "--data", ring / "data.npz",
+    code = call("pretrain", "--params", ring / "params/pretrain.json", "--data", ring / "data.npz",
                 "--seed", 0, 1, "--out", ring / "pretrain.pt")
     assert code == 2
     assert "{seed}" in capsys.readouterr().err

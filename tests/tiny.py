@@ -82,9 +82,9 @@ def run_stage(name: str, *argv: str | Path) -> int:
 
 def flags(name: str, home: Path, seeds: Sequence[int] = (0,), arms: Sequence[str] = ("joint",),
           **paths: str | Path | None) -> list[str]:
-    """The command line of a stage of the experiment in `home`: paths as the law has them, but for those given below home.
+    """The command line of a stage of the experiment in `home`, with paths as the law has them.
 
-    None leaves a path out.
+    Others can be given, below home; None leaves one out.
     """
     row, argv = STAGES[name], ["--device", "cpu", "--threads", "1"]
     law = {"params": row.slice if row.sections else None, **row.needs, "out": row.out} | paths

@@ -71,7 +71,8 @@ def checkpoint(job: Job, flag: str, path: Path) -> dict[str, Any]:
         reason = str(error).partition("\n")[0].partition(". ")[0] or "it is empty"
         raise UserError(f"--{flag}: {path} is no whole checkpoint ({reason}); delete it and run {' or '.join(kinds)} "
                         "again") from None
-    kind = content.get("kind") if isinstance(content, dict) else None
+    whole = isinstance(content, dict) and not content.keys().isdisjoint(("shape", "build"))
+    kind = str(content.get("kind")) if whole else ""
     if kind not in kinds:
         what = f"a checkpoint of the stage {kind}" if kind in STAGES else "no checkpoint"
         raise UserError(f"--{flag}: {path} is {what}; {job.stage} takes those of {', '.join(kinds)}")
