@@ -6,11 +6,10 @@ from textwrap import shorten
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from pipeline.catalogue import ROOT
+from pipeline.catalogue import ROOT, SCORES
 from pipeline.files import write_bytes
-from pipeline.params import load
+from pipeline.params import load, read
 from reports import tables, verdicts
 from reports.blocks import Block, Section, Table, Text, plain
 from reports.origins import NOT_YET, failures, left_over, provenance, why_missing
@@ -19,7 +18,7 @@ from reports.words import called
 
 
 def read_paper() -> dict[str, Any]:
-    paper: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text())
+    paper: dict[str, Any] = read(Path(__file__).parent / "paper.yaml")
     return paper
 
 
@@ -105,6 +104,13 @@ def alone(frame: pd.DataFrame, notes: dict[str, str]) -> str:
     return f" {notes['alone']}" if any(verdicts.ALONE in plain(cell) for cell in frame.to_numpy().flat) else ""
 
 
+def better(frame: pd.DataFrame) -> str:
+    """Which columns are better lower, and which higher, where that is plain."""
+    ways = {score.heading: score.better for score in SCORES.values()}
+    columns = {way: [name for name in frame if ways.get(name) == way] for way in ("lower", "higher")}
+    return "".join(f" {way.capitalize()} is better: {', '.join(names)}." for way, names in columns.items() if names)
+
+
 def every_measure(results: Results, notes: dict[str, str], why: Reason) -> list[Block]:
     """Of each experiment what is missing, then its tables, each with every seed folded below it."""
     blocks: list[Block] = []
@@ -114,7 +120,8 @@ def every_measure(results: Results, notes: dict[str, str], why: Reason) -> list[
             frame, seeds = (tables.table(results.scores, experiment, name, rows) for rows in ([row], [row, "Seed"]))
             if len(frame):
                 key, title = kind if name == "results" else name, f"{title}, {called(experiment)}"
-                blocks += [Table(f"{experiment}-{key}", title, frame, notes[key] + alone(frame, notes),
+                note = notes[key] + better(frame) + alone(frame, notes)
+                blocks += [Table(f"{experiment}-{key}", title, frame, note,
                                  folded=name == "modes"),
                            Table(f"{experiment}-{key}-seeds", f"{title}: each seed", seeds, folded=name != "trade")]
     return blocks

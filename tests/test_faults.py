@@ -104,7 +104,7 @@ def test_where_joint_training_diverges_both_players_are_kept_as_they_were(ring: 
         (lambda: raises(KeyboardInterrupt()), 130, "error: stopped by SIGINT"),
     ],
 )
-def test_a_fault_of_the_machine_ends_in_one_line(tmp_path: Path, monkeypatch, capfd, error, code: int, says: str) -> None:
+def test_a_fault_of_the_machine_ends_in_one_line(tmp_path: Path, monkeypatch, capfd, error, code, says) -> None:
     monkeypatch.setattr(inception, "run", lambda job: error())
     assert run_stage("inception", "--out", tmp_path / "x.pth") == code
     assert capfd.readouterr().err.splitlines()[-1].startswith(says)

@@ -4,74 +4,111 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+from tiny import ROOT, flags, run_stage, write_slices
 
-from fce import joint
-from fce.data import data
 from fce.optim import Average
-from fce.params import load
 from fce.stack import Stack
-from fce.stage import tags_of
-from fce.state import atomic, save
-from fce.state import load as load_state
-
-ROOT = Path(__file__).resolve().parent.parent
-STAGES = [
-    *("fce.data.data", "fce.pretrain", "fce.joint"),
-    *("eval.density", "eval.classifier", "eval.weights", "eval.sample", "eval.fid", "eval.bits_per_dim", "eval.probe"),
-    "reports.build",
-]
+from pipeline import command
+from pipeline.catalogue import COMMANDS, STAGES
+from pipeline.checkpoint import load, save
+from pipeline.files import atomic
+from pipeline.job import tags_of
+from pipeline.params import read_slice
 
 
-@pytest.mark.parametrize("module", STAGES)
-def test_every_stage_explains_itself(module: str) -> None:
-    done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0
-    assert f"python -m {module}" in done.stdout
-    assert "--out" in done.stdout
+@pytest.mark.parametrize("name", [*STAGES, *COMMANDS])
+def test_every_stage_and_command_explains_itself(name: str, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        command.main([name, "--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and said.startswith(f"usage: fce {name} ")
+    if name in STAGES:
+        assert "--out" in said and all(f"--{flag} " in said for flag in STAGES[name].needs)
+        assert ("--params" in said, "--seed" in said) == (bool(STAGES[name].sections), STAGES[name].seeded)
 
 
-def make_data(folder: Path, **changes: object) -> int:
-    settings = load(ROOT / "params.yaml").experiments["quick"]["ring"].data.model_dump() | changes
-    (folder / "slice.json").write_text(json.dumps({"data": settings}))
-    out = folder / "build/quick/ring/data.npz"
-    argv = ["--params", str(folder / "slice.json"), "--out", str(out)]
-    return data.main(data.__doc__, data.run, seeded=False, argv=argv)
+def test_the_command_is_a_process_like_any_other() -> None:
+    def fce(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "fce", *words], cwd=ROOT, capture_output=True, text=True)
+
+    help_of_all, mistyped, of_one = fce("--help"), fce("jiont"), fce("data", "--help")
+    assert help_of_all.returncode == 0 and all(f"\n  {name} " in help_of_all.stdout for name in (*STAGES, *COMMANDS))
+    assert mistyped.returncode == 2 and mistyped.stderr.count("\n") == 1 and "did you mean 'joint'?" in mistyped.stderr
+    assert of_one.returncode == 0 and of_one.stdout.startswith("usage: fce data ")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """The ring's folder of a tiny profile."""
+    return write_slices(tmp_path, {}) / "ring"
+
+
+def test_parameters_are_frozen(home: Path) -> None:
+    params = read_slice((home / "params/joint/joint.json").read_text(), "joint")
+    for section, name in ((params.joint, "ebm_lr"), (params.joint.alarms, "ratio_floor"), (params.data, "std")):
+        before = getattr(section, name)
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, name, 1.0)
+        assert getattr(section, name) == before
+    with pytest.raises(AttributeError, match="joint: parameters are frozen"):
+        params.joint = params.joint.model_copy()
+    with pytest.raises(AttributeError, match="probe: parameters are frozen"):
+        params.probe = None
+
+
+def test_data_are_read_once_and_only_what_is_needed(tmp_path: Path, monkeypatch) -> None:
+    """What a stage checks, trains on and measures is one and the same reading."""
+    profile, read, whole = write_slices(tmp_path, {}), Counter(), np.lib.npyio.NpzFile.__getitem__
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda file, key: read.update([key]) or whole(file, key))
+    images = {f"{part}_images" for part in ("train", "validation", "test")}
+    points = {f"{part}{what}" for part in ("validation", "test") for what in ("", "_log_prob")}
+    for experiment, stage, needed in (
+        ("ring", "pretrain", points),
+        ("digits", "pretrain", images | {"levels"}),
+        ("digits", "sample", images | {"levels"}),
+    ):
+        home = profile / experiment
+        if not (home / "data.npz").exists():
+            assert run_stage("data", *flags("data", home)) == 0
+        read.clear()
+        assert run_stage(stage, *flags(stage, home, arms=["mle"])) == 0
+        assert set(read) <= needed and set(read.values()) == {1}, f"{experiment}/{stage}: {read}"
+
+
+def make_data(home: Path, **changes: object) -> int:
+    path = home / "params/data.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({"data": content["data"] | changes}))
+    return run_stage("data", *flags("data", home))
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"sdt": 0.1}, "data.sdt.*did you mean 'std'"),
-        ({"std": "1e-1"}, "data.std.*1.0e-4"),
+        ({"std": "1e-1"}, "data.std.*that is text: write numbers without quotes"),
         ({"modes": 0}, "data.modes"),
     ],
 )
-def test_a_bad_slice_ends_with_one_message_and_code_2(tmp_path, capfd, changes: dict, says: str) -> None:
-    assert make_data(tmp_path, **changes) == 2
+def test_a_bad_slice_ends_with_one_message_and_code_2(home, capfd, changes: dict, says: str) -> None:
+    assert make_data(home, **changes) == 2
     message = capfd.readouterr().err.strip()
     assert message.startswith("error: ") and "\n" not in message
     assert re.search(says, message), message
-    assert not (tmp_path / "build").exists()
+    assert [path.name for path in home.iterdir()] == ["params"]
 
 
-def test_a_missing_input_names_its_flag(tmp_path, capfd) -> None:
-    (tmp_path / "slice.json").write_text("{}")
-    argv = [
-        "--params",
-        str(tmp_path / "slice.json"),
-        "--data",
-        "nowhere.npz",
-        "--seed",
-        "0",
-        "--out",
-        str(tmp_path / "o.pt"),
-    ]
-    assert joint.main(joint.__doc__, joint.run, inputs=["data"], optional=["flow"], argv=argv) == 2
-    assert "error: --data: nowhere.npz does not exist" in capfd.readouterr().err
+def test_a_missing_input_names_its_flag(home, capfd) -> None:
+    assert run_stage("joint", *flags("joint", home, data="nowhere.npz")) == 2
+    assert re.fullmatch("error: --data: .*nowhere.npz does not exist; the stage before this one makes it\n",
+                        capfd.readouterr().err)
 
 
 def test_the_path_law_names_a_run() -> None:
@@ -103,10 +140,10 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path) -> None:
 
 def test_checkpoints_load_without_running_code(tmp_path) -> None:
     save(tmp_path / "fine.pt", {"weights": torch.ones(2), "note": "text", "shape": [1, 2]})
-    assert load_state(tmp_path / "fine.pt")["weights"].sum() == 2
+    assert load(tmp_path / "fine.pt")["weights"].sum() == 2
     torch.save({"path": Path("x")}, tmp_path / "pickled.pt")
     with pytest.raises(Exception, match=r"[Ww]eights"):
-        load_state(tmp_path / "pickled.pt")
+        load(tmp_path / "pickled.pt")
 
 
 def test_an_average_forgets_its_start_and_is_undone_after_use() -> None:
