@@ -1,6 +1,7 @@
-"""Inception's weights for FID: your own file (in FCE_DATA) or a download; the checksum must hold.
+"""Inception's weights for FID, from your own file (in FCE_DATA) or a download.
 
-FCE_ANY_WEIGHTS=1 takes other weights of the same network; what is measured through them is called FD, never FID.
+The checksum must hold. FCE_ANY_WEIGHTS=1 takes other weights of the same network; what is measured through them is
+called FD, never FID.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Linear classification on frozen features, against the number of labelled images (Figure 4).
+"""Linear classification on frozen features, by the number of labelled images (Figure 4).
 
 Of the top layer, as in the paper; and of all hidden layers together, as DCGAN's article (arXiv 1511.06434, section 5.1)
 took them, which tells a layer that has lost the classes from a network that has.

@@ -1,4 +1,4 @@
-"""The images of each flow, and of the DCGAN, drawn once: every measure of samples shares them."""
+"""The images of each flow, and of the DCGAN, drawn once for every measure of samples."""
 
 import numpy as np
 import torch

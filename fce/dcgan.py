@@ -70,10 +70,8 @@ class Discriminator(nn.Module):
         super().__init__()
         sizes, side = used(shape[1], widths)
         first = nn.Sequential(nn.Conv2d(shape[0], sizes[0], 5, 2, 2), nn.LeakyReLU(0.2))
-        further = [
-            nn.Sequential(nn.Conv2d(a, b, 5, 2, 2, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(0.2))
-            for a, b in pairwise(sizes)
-        ]
+        further = [nn.Sequential(nn.Conv2d(a, b, 5, 2, 2, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(0.2))
+                   for a, b in pairwise(sizes)]
         self.hidden = nn.ModuleList([first, *further])
         self.head = nn.Linear(sizes[-1] * side**2, 1)
         self.apply(initialize)

@@ -159,15 +159,10 @@ class Game:
         size, tie = torch.cat([r_data, r_gen], 1).abs(), math.log(self.noise_ratio)
         numbers = {
             "value": v,
-            "accuracy_data": accuracy(r_data - tie, real=True),
-            "accuracy_gen": accuracy(r_gen - tie, real=False),
-            "r_data_mean": r_data.mean(1),
-            "r_data_std": r_data.std(1),
-            "r_gen_mean": r_gen.mean(1),
-            "r_gen_std": r_gen.std(1),
-            "r_abs": size.median(1).values,
-            "saturated": (size > 20).float().mean(1),
-            "not_finite": parallel.average([self.supply.lost])[0],
+            "accuracy_data": accuracy(r_data - tie, real=True), "accuracy_gen": accuracy(r_gen - tie, real=False),
+            "r_data_mean": r_data.mean(1), "r_data_std": r_data.std(1),
+            "r_gen_mean": r_gen.mean(1), "r_gen_std": r_gen.std(1), "r_abs": size.median(1).values,
+            "saturated": (size > 20).float().mean(1), "not_finite": parallel.average([self.supply.lost])[0],
         }
         self.last = dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
         both = self.last["accuracy_data"] + self.last["accuracy_gen"]
@@ -183,15 +178,10 @@ class Game:
     def rows(self) -> list[dict[str, float]]:
         """What the last minibatch and the counters say of each run, for its curve."""
         return [
-            {
-                "ebm_updates": self.settings.warm_start + self.ebm_updates,  # regression updates the EBM too
-                "flow_updates": self.flow_updates,
-                **{name: values[i] for name, values in self.last.items()},
-                "c": self.constants()[i],
-                "ebm_clipped": int(self.ebm_clipped[i]),
-                "flow_clipped": int(self.flow_clipped[i]),
-                "dropped": int(self.supply.dropped[i]),
-            }
+            {"ebm_updates": self.settings.warm_start + self.ebm_updates,  # regression updates the EBM too
+             "flow_updates": self.flow_updates, **{name: values[i] for name, values in self.last.items()},
+             "c": self.constants()[i], "ebm_clipped": int(self.ebm_clipped[i]),
+             "flow_clipped": int(self.flow_clipped[i]), "dropped": int(self.supply.dropped[i])}
             for i in range(self.runs)
         ]
 

@@ -37,6 +37,7 @@ class Stage:
         sections: of params.yaml, which make its slice; an experiment without one of them does not have the stage.
         of: the models it is run on: `flows`, `ebms` and `arms` are those of an experiment, other names are arms.
         takes: {flag: the stages whose checkpoints it takes there}.
+        optional: flags that some runs are without.
         beside: endings of what it writes beside its output.
         first: whether it goes before measures, which fill the gaps.
         together: whether `run` takes all seeds and arms at once; else it is called for each.
@@ -51,6 +52,7 @@ class Stage:
     sections: tuple[str, ...] = ()
     of: tuple[str, ...] = ()
     takes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     first: bool = False
     together: bool = False
@@ -88,8 +90,8 @@ STAGES = {
     "pretrain": Stage("fce/stages/pretrain.py", FLOW, IMAGES, ("flow", "pretrain", "data"), beside=("csv",), first=True,
                       together=True, resumes=True, shared=True),
     "joint": Stage("fce/stages/joint.py", JOINT, {"data": DATA, "flow": FLOW}, ("flow", "energy", "joint", "data"),
-                   of=("arms",), takes={"flow": ("pretrain",)}, beside=("csv",), first=True, together=True,
-                   resumes=True, shared=True),
+                   of=("arms",), takes={"flow": ("pretrain",)}, optional=("flow",), beside=("csv",), first=True,
+                   together=True, resumes=True, shared=True),
     "dcgan": Stage("fce/stages/dcgan.py", DCGAN, IMAGES, ("dcgan",), resumes=True),
     "classifier": Stage("eval/classifier.py", CLASSIFIER, IMAGES, ("classifier",), labelled=True),
     "inception": Stage("eval/inception.py", INCEPTION),
@@ -99,20 +101,20 @@ STAGES = {
                      takes={"model": ("pretrain", "joint")}, beside=("npz",), together=True),
     "fid": Stage("eval/fid.py", ARM + "fid.json", {"data": DATA, "samples": SAMPLES, "features": FEATURES}, ("fid",),
                  of=("flows", "dcgan"), takes={"features": ("classifier",)}),
-    "bits_per_dim": Stage("eval/bits_per_dim.py", ARM + "bits_per_dim.json", ANY_MODEL, ("bits_per_dim",), of=("flows",),
-                          takes={"model": ("pretrain", "joint")}),
+    "bits_per_dim": Stage("eval/bits_per_dim.py", ARM + "bits_per_dim.json", ANY_MODEL, ("bits_per_dim",),
+                          of=("flows",), takes={"model": ("pretrain", "joint")}),
     "log_z": Stage("eval/log_z.py", ARM + "log_z.json", ANY_MODEL, ("log_z", "bits_per_dim"), of=("ebms",),
                    takes={"model": ("joint",)}, resumes=True),
     "log_z_control": Stage("eval/log_z_control.py", ARM + "log_z_control.json", {"flow": FLOW, "planted": NEXT_FLOW},
                            ("log_z",), of=("planted",), takes={"flow": ("pretrain",), "planted": ("pretrain",)},
                            resumes=True),
     "probe": Stage("eval/probe.py", ARM + "probe.json", ANY_MODEL, ("probe", "energy"),
-                   of=("random-init", "ebms", "dcgan"), takes={"model": ("joint", "dcgan")}, labelled=True),
+                   of=("random-init", "ebms", "dcgan"), takes={"model": ("joint", "dcgan")}, optional=("model",),
+                   labelled=True),
     "supervised": Stage("eval/supervised.py", ARM + "supervised.json", IMAGES, ("supervised", "probe", "energy"),
                         of=("supervised",), labelled=True, resumes=True),
 }
 COMMANDS = {  # what else the command line does; modules with `main(argv)`
-    "scores": "pipeline/collect.py",
     "report": "reports/build.py",
     "send": "pipeline/track.py",
 }

@@ -9,13 +9,14 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pipeline.errors import UserError
 
 Arrays = dict[str, np.ndarray]
+Header = tuple[tuple[int, ...], np.dtype]  # an array's shape and type
 DAMAGED = (OSError, ValueError, EOFError, SyntaxError, NotImplementedError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
@@ -68,13 +69,6 @@ def read_arrays(path: Path, needed: tuple[str, ...], also: tuple[str, ...] = ())
         return {key: file[key] for key in (*needed, *also) if key in file.files}
 
 
-class Header(NamedTuple):
-    """What an array is, without its content."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-
 class Npz(Mapping[str, np.ndarray]):
     """The arrays of an npz file, each read once, when it is asked for; errors as read_arrays."""
 
@@ -84,14 +78,14 @@ class Npz(Mapping[str, np.ndarray]):
             self.names = list(file.files)
 
     def header(self, name: str) -> Header:
-        """Shape and type of an array, whose content stays on the disk."""
+        """Of an array, whose content stays on the disk."""
         with opened(self.path, (name,)) as file, file.zip.open(f"{name}.npy") as stream:
             first = np.lib.format.read_magic(stream) == (1, 0)
             read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(stream)
             if dtype.hasobject:
                 raise ValueError("Object arrays cannot be loaded: they are pickles")
-            return Header(shape, dtype)
+            return shape, dtype
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.known:

@@ -93,14 +93,9 @@ class Job:
 
     def provenance(self) -> dict[str, Any]:
         """Where an output of this job comes from."""
-        return {
-            **environment(),
-            **self.tags,
-            "command": self.command,
-            "params": digest(self.params.dump()),
-            "inputs": {name: whole[:16] for name, whole in self.hashes.items()},
-            "seconds": round(time.time() - self.started, 2),
-        }
+        return {**environment(), **self.tags, "command": self.command, "params": digest(self.params.dump()),
+                "inputs": {name: whole[:16] for name, whole in self.hashes.items()},
+                "seconds": round(time.time() - self.started, 2)}
 
 
 def tags_of(out: Path, stage: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
-from pipeline.catalogue import ARMS, CLASSIFIER, FEATURES, INCEPTION, MODEL, NEXT_FLOW, SEED, STAGES
+from pipeline.catalogue import ARMS, CLASSIFIER, FEATURES, FLOW, INCEPTION, MODEL, NEXT_FLOW, STAGES
 from pipeline.mistakes import ParamsError, check, require_keys, suggestion
 from pipeline.schema.data import SOURCES, TOY_SOURCES
 from pipeline.schema.experiment import KINDS, SECTIONS, Experiment, Profile, Sections, ToyExperiment
@@ -66,24 +66,15 @@ class Params(Strict):
 
     def place(self, pattern: str, profile: str, experiment: str, seed: int | None = None, arm: str = "") -> str:
         """A path of the catalogue, of one run; "" where its model has none."""
-        for name, path in (
-            (MODEL, ARMS[arm].model if arm in ARMS else ""),
-            (FEATURES, lambda: self.features(profile, experiment)),
-            (NEXT_FLOW, lambda: SEED.replace("{seed}", str(self.next_seed(profile, experiment, seed))) + "pretrain.pt"),
-        ):
-            if name == pattern:
-                pattern = path if isinstance(path, str) else path()
+        if pattern == MODEL:
+            pattern = ARMS[arm].model
+        elif pattern == FEATURES:
+            fid = getattr(self.experiments[profile][experiment], "fid", None)
+            pattern = INCEPTION if fid and fid.features == "inception" else CLASSIFIER
+        elif pattern == NEXT_FLOW:  # after the last seed comes the first
+            seeds = self.seeds(profile, experiment)
+            pattern, seed = FLOW, seeds[(seeds.index(seed or 0) + 1) % len(seeds)]
         return pattern.format(profile=profile, experiment=experiment, seed=seed, arm=arm)
-
-    def features(self, profile: str, experiment: str) -> str:
-        settings = self.experiments[profile][experiment]
-        assert not isinstance(settings, ToyExperiment)
-        return INCEPTION if settings.fid.features == "inception" else CLASSIFIER
-
-    def next_seed(self, profile: str, experiment: str, seed: int | None) -> int:
-        """The profile's next seed, after the last the first."""
-        seeds = self.seeds(profile, experiment)
-        return seeds[(seeds.index(seed) + 1) % len(seeds)] if seed in seeds else seeds[0]
 
     def inputs(
         self, stage: str, profile: str = "", experiment: str = "", seed: int | None = None, arm: str = ""
@@ -106,21 +97,16 @@ class Params(Strict):
         return [self.outputs(measure, profile, experiment, *run)[0] for measure in self.measured(profile, experiment)
                 for run in self.runs(measure, profile, experiment)]
 
-    def slice(self, stage: str, profile: str, experiment: str, arm: str = "") -> str:
-        """The text of a stage's slice."""
-        settings = self.experiments[profile][experiment]
-        content = {name: (settings.arms[arm] if name == "joint" else getattr(settings, name)).model_dump()
-                   for name in STAGES[stage].sections}
-        return json.dumps(content, indent=1, sort_keys=True) + "\n"
-
     def slices(self, profile: str, experiment: str) -> dict[str, str]:
-        """{path: text} of every slice of an experiment."""
-        found = {}
-        for name, stage in STAGES.items():
-            if self.has(name, profile, experiment):
-                for arm in self.experiments[profile][experiment].arms if "joint" in stage.sections else [""]:
-                    path = stage.slice.format(profile=profile, experiment=experiment, arm=arm)
-                    found[path] = self.slice(name, profile, experiment, arm)
+        """{path: text} of the slice of every stage of an experiment, and of every arm."""
+        found, settings = {}, self.experiments[profile][experiment]
+        for name in [name for name in STAGES if self.has(name, profile, experiment)]:
+            for arm in settings.arms if "joint" in STAGES[name].sections else [""]:
+                sections = {each: settings.arms[arm] if each == "joint" else getattr(settings, each)
+                            for each in STAGES[name].sections}
+                content = {each: section.model_dump() for each, section in sections.items()}
+                path = self.place(STAGES[name].slice, profile, experiment, arm=arm)
+                found[path] = json.dumps(content, indent=1, sort_keys=True) + "\n"
         return found
 
 
@@ -208,10 +194,8 @@ def resolve(raw: dict[str, Any], profile: str, name: str) -> Experiment:
     own, override = raw["experiments"][name], raw[profile]["overrides"].get(name, {})
     where, kind = f"experiments.{name}", kind_of(own)
     if not isinstance(own, dict) or not isinstance(name, str) or not NAME.fullmatch(name):
-        raise ParamsError(
-            f"{ascii(where)[1:-1]}: an experiment is a mapping, and its name text, no number: at most 64 letters "
-            "(a to z), digits, - and _"
-        )
+        raise ParamsError(f"{ascii(where)[1:-1]}: an experiment is a mapping, and its name text, no number: at most "
+                          "64 letters (a to z), digits, - and _")
     whole = merge(raw["defaults"][kind], own, override)
     shared, arms = whole.pop("joint", {}), whole.get("arms", {})
     if not isinstance(shared, dict) or not isinstance(arms, dict):
@@ -223,7 +207,6 @@ def resolve(raw: dict[str, Any], profile: str, name: str) -> Experiment:
             raise ParamsError(f"{where}.arms.{arm} must be a mapping (got {settings!r})")
     whole["arms"] = {arm: merge(shared, arms[arm] or {}) for arm in known if arm in arms}
     if isinstance(source := whole.get("data"), dict) and source.get("source") not in SOURCES:
-        whole_kind: TypeAdapter[Any] = SECTIONS["data"]
-        check(whole_kind, source, f"{where}.data")
+        check(SECTIONS["data"], source, f"{where}.data")
     experiment: Experiment = check(TypeAdapter(KINDS[kind]), whole, where)
     return experiment

@@ -16,14 +16,11 @@ def environment() -> dict[str, Any]:
 
     lock = ROOT / "envs" / "requirements.lock"
     gpu = torch.cuda.is_available()
-    return {
-        "commit": git("rev-parse", "HEAD") or "not a git checkout",
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "lock": sha256(lock)[:16] if lock.exists() else "none",
-        "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU",
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-    }
+    return {"commit": git("rev-parse", "HEAD") or "not a git checkout",
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+            "lock": sha256(lock)[:16] if lock.exists() else "none",
+            "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU",
+            "python": platform.python_version(), "torch": str(torch.__version__)}
 
 
 def git(*arguments: str) -> str:

@@ -21,8 +21,8 @@ from types import ModuleType, SimpleNamespace
 import torch
 
 from pipeline import processes
-from pipeline.catalogue import ARMS, CHECKS, MODEL, STAGES, Stage
-from pipeline.errors import Interrupted, Stopped, UserError
+from pipeline.catalogue import ARMS, CHECKS, MODEL, STAGES
+from pipeline.errors import Ended, UserError
 from pipeline.job import Job, drop_state, keep_state, tags_of
 from pipeline.mistakes import ParamsError
 from pipeline.numerics import settle
@@ -44,12 +44,8 @@ def main(name: str, argv: Sequence[str]) -> int:
             import_module(CHECKS).check(job)
         for group in [jobs] if stage.together else [[job] for job in jobs]:
             execute(group, module, given)
-    except UserError as error:
-        return fail(error, 2)
-    except Stopped as error:
-        return fail(error, 1)
-    except Interrupted as error:
-        return fail(error, 128 + error.signal)
+    except Ended as error:
+        return fail(error, error.code)
     except OSError as error:
         return fail(f"{error}; when that is mended, run the same command again", 1)
     except KeyboardInterrupt:
@@ -68,31 +64,22 @@ def parser(name: str, words: str | None) -> argparse.ArgumentParser:
     if stage.sections:
         flags.add_argument("--params", required=True, help="its parameters, a JSON slice of params.yaml")
     for flag, place in stage.needs.items():
-        flags.add_argument(f"--{flag}", required=always(stage, flag), help=f"input: {place}")
+        flags.add_argument(f"--{flag}", required=flag not in stage.optional, help=f"input: {place}")
     if stage.seeded:
         flags.add_argument("--seed", type=natural, required=True, nargs="+",
                            help="the runs' seeds; {seed} in a path stands for each")
         flags.add_argument("--arm", nargs="+", default=[""],
                            help="{arm} in a path stands for each, {model} for its checkpoint below the seed's folder")
     flags.add_argument("--out", required=True, help="the output; what belongs to it is written beside it")
-    flags.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"),
-                       help="default: a GPU if there is one")
+    flags.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU, if any")
     flags.add_argument("--threads", type=natural, default=0, help="CPU threads (default: torch's choice)")
     if stage.resumes:
         flags.add_argument("--save-every", type=float, default=os.environ.get("FCE_SAVE_EVERY", "300"),
-                           help="seconds between two saved states, from which the same command goes on (default: "
-                           "FCE_SAVE_EVERY, or 300); a signal to stop saves one too")
+                           help="seconds between saved states (default: FCE_SAVE_EVERY, or 300); a signal saves one")
     if stage.shared:
         flags.add_argument("--compile", default=os.environ.get("FCE_COMPILE", "auto"), choices=("auto", "yes", "no"),
-                           help="compile what trains, as CUDA graphs on a GPU (default: FCE_COMPILE, or auto: of "
-                           "images on a GPU)")
+                           help="what trains; as CUDA graphs on a GPU (default: FCE_COMPILE, or auto: images on a GPU)")
     return flags
-
-
-def always(stage: Stage, flag: str) -> bool:
-    """Whether every run of a stage has this input: a model that starts at random, or is none, has not."""
-    without = any(each in ARMS and not ARMS[each].model for each in stage.of)
-    return not (stage.needs[flag] == MODEL and without) and not (flag == "flow" and "joint" in stage.sections)
 
 
 def jobs_of(name: str, given: argparse.Namespace, command: str) -> list[Job]:

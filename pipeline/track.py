@@ -98,8 +98,8 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.write(kind="end", status="FINISHED" if kind is None else "KILLED" if kind is Interrupted else "FAILED",
-                   time=now())
+        status = "FINISHED" if kind is None else "KILLED" if kind is Interrupted else "FAILED"
+        self.write(kind="end", status=status, time=now())
         self.file.close()
         self.over.set()
         self.mirror.join(PATIENCE)
@@ -146,12 +146,8 @@ def send(path: Path) -> bool:
                 marker.write_text(f"{lines[0]['id']} {len(lines)}")
         return True
     except Exception as error:  # any failure of the mirror, of whatever kind, must not cost the run
-        log.warning(
-            "MLflow (%s) did not take %s: %s. Send it later: python -m fce send",
-            tracking_uri(),
-            path,
-            (str(error).splitlines() or [type(error).__name__])[0][:200],
-        )
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        log.warning("MLflow (%s) did not take %s: %s. Send it later: python -m fce send", tracking_uri(), path, said)
         return False
 
 
@@ -186,12 +182,8 @@ def mirror(lines: list[dict[str, Any]], start: int) -> None:
         params = [entities.Param(key, value) for key, value in head["params"].items()]
         tags = [entities.RunTag(f"provenance.{key}", value) for key, value in flat(head["provenance"]).items()]
         client.log_batch(run_id, params=params[:100], tags=tags)
-    metrics = [
-        entities.Metric(name, float(value), line["time"], line["step"])
-        for line in lines[start:]
-        if line["kind"] == "metrics"
-        for name, value in line["values"].items()
-    ]
+    metrics = [entities.Metric(name, float(value), line["time"], line["step"]) for line in lines[start:]
+               if line["kind"] == "metrics" for name, value in line["values"].items()]
     for first in range(0, len(metrics), 1000):  # the same value at the same time and step is stored once
         client.log_batch(run_id, metrics=metrics[first : first + 1000])
     if lines[-1]["kind"] == "end":

@@ -1,20 +1,17 @@
 """What a report is made of, and its Markdown."""
 
-from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     text: str
     kind: str = "text"  # or: missing, code
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """A frame of text, written beside the page as <name>.csv; a cell may be a list of links, (text, anchor)."""
 
     name: str
@@ -24,8 +21,7 @@ class Table:
     folded: bool = False
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """A figure: files <name>.svg, .png and .csv; or, where it could not be drawn, why."""
 
     name: str
@@ -53,20 +49,14 @@ def markdown_table(frame: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(inline(plain(cell)) for cell in row) + " |" for row in rows)
 
 
-def markdown(sections: list[Section]) -> str:
-    """The report's Markdown twin; provenance stays in its CSV."""
-    parts = []
-    for heading, blocks in sections:
-        parts.append(f"## {heading}")
-        for block in blocks:
-            if isinstance(block, Table):
-                body = f"See {block.name}.csv." if block.name == "provenance" else markdown_table(block.frame)
-                parts += [f"**{block.title}**", body, block.note]
-            elif isinstance(block, Text):
-                text = block.text if block.kind == "code" else escape(block.text, quote=False)
-                parts.append({"text": "{}", "missing": "> {}", "code": "```sh\n{}\n```"}[block.kind].format(text))
-            elif block.why:
-                parts.append(f"> {block.title}: {inline(block.why)}")
-            else:
-                parts += [f"![{block.title}]({block.name}.png)", f"*{block.title}.* {block.caption}"]
-    return "\n\n".join(filter(None, parts)) + "\n"
+def markdown(block: Block) -> str:
+    """A block of the report's Markdown twin; provenance stays in its CSV."""
+    if isinstance(block, Text):
+        text = block.text if block.kind == "code" else escape(block.text, quote=False)
+        return {"text": "{}", "missing": "> {}", "code": "```sh\n{}\n```"}[block.kind].format(text)
+    if isinstance(block, Table):
+        body = f"See {block.name}.csv." if block.name == "provenance" else markdown_table(block.frame)
+        return "\n\n".join(filter(None, (f"**{block.title}**", body, block.note)))
+    if block.why:
+        return f"> {block.title}: {inline(block.why)}"
+    return f"![{block.title}]({block.name}.png)\n\n*{block.title}.* {block.caption}"

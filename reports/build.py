@@ -4,39 +4,39 @@ Renders whatever lies below build/<profile>/; what is missing is named, with the
 """
 
 import argparse
-import base64
 import sys
+from base64 import b64encode
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import StrictUndefined, Template
 
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
 from pipeline.params import PROFILES
 from reports.blocks import Table, markdown, markdown_table, plain
-from reports.page import content, read_paper
+from reports.page import PAPER, content
 from reports.verdicts import VERDICTS
 
 
 def render(profile: str, build: Path, page: Path) -> None:
     """Write the page and everything beside it."""
-    out, paper = page.parent, read_paper()
+    out, title = page.parent, f"Reproduction of “{PAPER['title']}”"
     sections = content(profile, build, out)
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
-                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals["picture"] = lambda name: "data:image/svg+xml;base64," + base64.b64encode(
-        (out / f"{name}.svg").read_bytes()).decode()
-    title = f"Reproduction of “{paper['title']}”"
-    html = environment.get_template("template.html.j2").make_module(
-        {"title": title, "url": paper["url"], "profile": profile, "sections": sections, "verdicts": VERDICTS})
-    fragment = html.__dict__["table"]  # the template's macro
-    for table in [block for _, blocks in sections for block in blocks if isinstance(block, Table)]:
-        write_bytes(out / f"{table.name}.csv", table.frame.map(plain).to_csv(index=False).encode())
-        if table.name.startswith("table"):  # the paper's, as fragments for other pages
-            write_bytes(out / f"{table.name}.md", markdown_table(table.frame).encode())
-            write_bytes(out / f"{table.name}.html", str(fragment(table)).encode())
-    banner = "" if profile == "full" else f"**{profile} profile: not the paper's sizes.**\n\n"
-    write_bytes(out / "report.md", f"# {title}\n\n{banner}{markdown(sections)}".encode())
+    template = Template(Path(__file__).with_name("template.html.j2").read_text("utf-8"), autoescape=True,
+                        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    html = template.make_module({
+        "title": title, "url": PAPER["url"], "profile": profile, "sections": sections, "verdicts": VERDICTS,
+        "picture": lambda name: f"data:image/svg+xml;base64,{b64encode((out / f'{name}.svg').read_bytes()).decode()}"})
+    text = f"# {title}\n\n" + ("" if profile == "full" else f"**{profile} profile: not the paper's sizes.**\n\n")
+    for heading, blocks in sections:
+        text += "\n\n".join((f"## {heading}", *map(markdown, blocks))) + "\n\n"
+        for table in [block for block in blocks if isinstance(block, Table)]:
+            write_bytes(out / f"{table.name}.csv", table.frame.map(plain).to_csv(index=False).encode())
+            if table.name.startswith("table"):  # the paper's, as fragments for other pages
+                write_bytes(out / f"{table.name}.md", markdown_table(table.frame).encode())
+                fragment = html.__dict__["table"](table)  # by the template's macro
+                write_bytes(out / f"{table.name}.html", str(fragment).encode())
+    write_bytes(out / "report.md", text[:-1].encode())
     write_bytes(page, str(html).encode())
 
 

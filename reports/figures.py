@@ -10,9 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -23,30 +20,36 @@ from matplotlib.ticker import EngFormatter
 
 from pipeline.catalogue import ARMS
 from pipeline.files import read_arrays, write_bytes
-from pipeline.params import Run
 from reports.blocks import Figure
 from reports.scores import Reason, Results, by_seed, curves
 from reports.verdicts import Values
 from reports.words import SAMPLES, called
 
 WIDTH = 7.0  # inches, the report's text column
-FILL = {"left": 0.03, "right": 0.99, "bottom": 0.06, "top": 0.93}
 GRID = 8  # a sample figure shows the first 8 x 8 images, not chosen ones
+PICTURES: dict[str, Any] = {  # how panels that are pictures stand
+    "subplot_kw": {"xticks": [], "yticks": [], "aspect": "equal"},
+    "gridspec_kw": {"wspace": 0.06, "hspace": 0.2, "left": 0.03, "right": 0.99, "bottom": 0.06, "top": 0.93}}
+DENSITIES = {  # the panels of Figure 1 beside the points: arm, array of its file, model
+    "Truth": ("mle", "truth", "data"), "Glow (MLE)": ("mle", "flow", "flow"),
+    "Glow (ours)": ("joint-from-random", "flow", "flow"), "EBM (ours)": ("joint-from-random", "ebm", "ebm")}
+AXES = {"step": "step", "ebm_updates": "EBM updates", "seconds": "CPU seconds of a run", "labels": "labelled examples"}
 PALETTE = sns.color_palette("colorblind")
-STYLE = {"figure.dpi": 200, "savefig.dpi": 200, "svg.hashsalt": "fce", "axes.spines.top": False,
-         "axes.spines.right": False, "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8,
-         "ytick.labelsize": 8, "legend.fontsize": 8, "legend.frameon": False, "lines.linewidth": 1.4}
+STYLE = {"figure.dpi": 200, "savefig.dpi": 200, "savefig.bbox": "tight", "savefig.pad_inches": 0.04,
+         "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
+         "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.4, "svg.hashsalt": "fce"}
+plt.switch_backend("agg")
 sns.set_theme(context="paper", style="ticks", rc=STYLE)
 
 
 def save(canvas: Canvas, out: Path, name: str, data: pd.DataFrame | None, profile: str) -> None:
     """Write the figure's files; those of another profile than `full` carry its name across."""
     if profile != "full":
-        canvas.text(0.5, 0.5, f"{profile} profile", rotation=25, fontsize=44, color="0.7", alpha=0.45, ha="center",
-                    va="center", zorder=100)
-    for kind, metadata in (("svg", {"Date": None}), ("png", {})):
+        canvas.text(0.5, 0.5, f"{profile} profile", rotation=25, fontsize=44, color="0.7",
+                    alpha=0.45, ha="center", va="center", zorder=100)
+    for kind in ("svg", "png"):
         buffer = io.BytesIO()
-        canvas.savefig(buffer, format=kind, metadata=metadata, bbox_inches="tight", pad_inches=0.04)
+        canvas.savefig(buffer, format=kind, metadata={"Date": None})
         write_bytes(out / f"{name}.{kind}", buffer.getvalue())
     plt.close(canvas)
     if data is not None:
@@ -55,50 +58,55 @@ def save(canvas: Canvas, out: Path, name: str, data: pd.DataFrame | None, profil
 
 def lines(ax: Axes, data: pd.DataFrame, x: str, y: str, **style: Any) -> None:
     """Mean over seeds against x, a line for each arm, with a band from the lowest to the highest seed."""
+    style = {"errorbar": ("pi", 100), "legend": False, **style}
     for arm in [arm for arm in ARMS if arm in set(data["arm"])]:
         known = ARMS[arm]
-        look = {"linestyle": (0, known.dash) if known.dash else "-", "errorbar": ("pi", 100), **style}
+        look = {"linestyle": (0, known.dash) if known.dash else "-", **style}
         sns.lineplot(data[data["arm"] == arm], x=x, y=y, ax=ax, color=PALETTE[known.colour],
-                     label=known.legend or known.words, legend=False, **look)
+                     label=known.legend or known.words, **look)
     if data[x].max() >= 10_000:
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.set(xlabel=AXES[x], ylabel="")
+
+
+def first_files(results: Results, experiment: str, stage: str, *arms: str) -> tuple[int | None, list[Path]]:
+    """The first seed that has files of all these arms; the data's file, and theirs."""
+    data, found = (results.found(each, experiment, ".npz") for each in ("data", stage))
+    for seed, _ in found if data else ():
+        if all((seed, arm) in found for arm in arms):
+            return seed, [data[None, ""], *(found[seed, arm] for arm in arms)]
+    return None, []
 
 
 def densities(results: Results, experiments: list[str], out: Path, why: Reason) -> Figure:
     """Figure 1: points, the true density, Glow (MLE), Glow and EBM trained jointly from a random start."""
-    name, title = "figure1", "Figure 1. Densities learned from 2D data"
-    data = {experiment: results.found("data", experiment, ".npz") for experiment in experiments}
-    found = {experiment: results.found("density", experiment, ".npz") for experiment in experiments}
-    seeds = {experiment: first_seed(found[experiment], "mle", "joint-from-random") for experiment in experiments}
-    drawn = {experiment: seed for experiment, seed in seeds.items() if seed is not None and data[experiment]}
-    left_out = "; ".join(f"{e} {why(e, 'joint-from-random', 'density')}" for e in experiments if e not in drawn)
+    name, title, ours = "figure1", "Figure 1. Densities learned from 2D data", "joint-from-random"
+    found = {each: first_files(results, each, "density", "mle", ours) for each in experiments}
+    drawn = {experiment: files for experiment, (_, files) in found.items() if files}
+    left_out = "; ".join(f"{each} {why(each, ours, 'density')}" for each in found if each not in drawn)
     if not drawn:
         return Figure(name, title, "", left_out)
-    canvas, axes = plt.subplots(len(drawn), 5, figsize=(WIDTH, 1.62 * len(drawn)), squeeze=False,
-                                gridspec_kw={"wspace": 0.06, "hspace": 0.2, **FILL})
+    canvas, axes = plt.subplots(len(drawn), 5, figsize=(WIDTH, 1.62 * len(drawn)), squeeze=False, **PICTURES)
     rows = []
-    for row, (experiment, seed) in zip(axes, drawn.items(), strict=True):
-        points = read_arrays(data[experiment][None, ""], ("test",))["test"][:2000]
-        mle, ours = (read_arrays(found[experiment][seed, arm], ("axis", "truth", "flow"), ("ebm",))
-                     for arm in ("mle", "joint-from-random"))
-        side, edge = 1.08 * np.abs(points).max(), mle["axis"][-1] + 0.5 * (mle["axis"][1] - mle["axis"][0])
+    for row, (experiment, (data, *files)) in zip(axes, drawn.items(), strict=True):
+        points = read_arrays(data, ("test",))["test"][:2000]
+        grids = {arm: read_arrays(path, ("axis", "truth", "flow"), ("ebm",))
+                 for arm, path in zip(("mle", ours), files, strict=True)}
+        axis, highest = grids["mle"]["axis"], np.exp(grids["mle"]["truth"].max())
+        side, edge = 1.08 * np.abs(points).max(), axis[-1] + 0.5 * (axis[1] - axis[0])
         row[0].scatter(*points.T, s=0.5, color="0.25", linewidths=0, rasterized=True)
-        panels = {"Truth": (mle["truth"], "mle", "data"), "Glow (MLE)": (mle["flow"], "mle", "flow"),
-                  "Glow (ours)": (ours["flow"], "joint-from-random", "flow"),
-                  "EBM (ours)": (ours["ebm"], "joint-from-random", "ebm")}
-        for ax, (label, (log_density, arm, model)) in zip(row[1:], panels.items(), strict=True):
-            ax.imshow(np.exp(log_density).T, origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis",
-                      vmin=0, vmax=np.exp(mle["truth"].max()))
-            values = by_seed(results.scores, experiment=experiment, arm=arm, name="log_likelihood", model=model).means
-            value = values.get(seed, math.nan)
-            rows.append({"experiment": experiment, "panel": label, "seed": seed, "log_likelihood": value})
-            ax.set_xlabel(f"{value:.3f}")
         row[0].set(ylabel=experiment, xlabel="log-likelihood:")
-        for ax in row:
-            ax.set(xlim=(-side, side), ylim=(-side, side), xticks=[], yticks=[], aspect="equal")
-            sns.despine(ax=ax, left=True, bottom=True)
-    for ax, label in zip(axes[0], ("Observed", *panels), strict=True):
-        ax.set_title(label)
+        for ax, (panel, (arm, array, model)) in zip(row[1:], DENSITIES.items(), strict=True):
+            ax.imshow(np.exp(grids[arm][array]).T, origin="lower", extent=(-edge, edge, -edge, edge),
+                      cmap="viridis", vmin=0, vmax=highest)
+            scores = by_seed(results.scores, experiment=experiment, arm=arm, name="log_likelihood", model=model)
+            value = scores.means.get(seed := found[experiment][0], math.nan)
+            rows.append({"experiment": experiment, "panel": panel, "seed": seed, "log_likelihood": value})
+            ax.set_xlabel(f"{value:.3f}")
+        plt.setp(row, xlim=(-side, side), ylim=(-side, side))
+    for ax, panel in zip(axes[0], ("Observed", *DENSITIES), strict=True):
+        ax.set_title(panel)
+    sns.despine(canvas, left=True, bottom=True)
     save(canvas, out, name, pd.DataFrame(rows), results.profile)
     caption = ("Joint training from a random Glow, as in the paper; the first seed, not a chosen one. One colour scale "
                "in a row, from 0 to the maximum of the truth; the EBM is normalised by quadrature. Below: mean "
@@ -106,60 +114,52 @@ def densities(results: Results, experiments: list[str], out: Path, why: Reason) 
     return Figure(name, title, caption + (f" Missing: {left_out}." if left_out else ""))
 
 
-def first_seed(found: dict[Run, Path], *arms: str) -> int | None:
-    """The first seed that has files of all these arms."""
-    return next((seed for seed, _ in found if all((seed, arm) in found for arm in arms)), None)
-
-
 def errors(results: Results, experiments: list[str], out: Path, why: Reason) -> Figure:
     """Figure 2: mean squared error of the EBM's log-density against its updates."""
     name, title = "figure2", "Figure 2. Error of the log-density over the EBM's updates"
-    runs = {experiment: curves(results, experiment, "joint") for experiment in experiments}
-    runs = {experiment: run for experiment, run in runs.items() if "mse_ema" in run}
+    runs = {each: run for each in experiments if "mse_ema" in (run := curves(results, each, "joint"))}
     if not runs:
         return Figure(name, title, "", why(experiments[0], "joint-from-random", "joint"))
     experiment, run = next(iter(runs.items()))  # the paper draws the mixture of Gaussians, our first density
     canvas, axes = plt.subplots(2, 2, sharey=True, figsize=(WIDTH, 4.8))
     # a run's seconds differ a little between seeds: their mean at each update gives the band its place
     timed = run.assign(seconds=run.groupby(["arm", "ebm_updates"])["seconds"].transform("mean"))
-    panels = (("mse_ema", "ebm_updates", "averaged weights, learned c"), ("mse_ema", "seconds", "the same over time"),
-              ("mse_raw", "ebm_updates", "last weights, learned c"),
-              ("mse_ema_normalised", "ebm_updates", "averaged weights, exact Z"))
-    for ax, (y, x, label) in zip(axes.flat, panels, strict=True):
+    panels = {"averaged weights, learned c": ("ebm_updates", "mse_ema"), "the same over time": ("seconds", "mse_ema"),
+              "last weights, learned c": ("ebm_updates", "mse_raw"),
+              "averaged weights, exact Z": ("ebm_updates", "mse_ema_normalised")}
+    for ax, (panel, (x, y)) in zip(axes.flat, panels.items(), strict=True):
         lines(ax, timed, x, y)
-        ax.set(title=label, xlabel="EBM updates" if x == "ebm_updates" else "CPU seconds of a run",
-               ylabel="MSE of log p" if ax in axes[:, 0] else "")
+        ax.set_title(panel)
+    plt.setp(axes[:, 0], ylabel="MSE of log p")
     axes[0, 0].set_yscale("log")  # shared; only now, for on a logarithmic axis seaborn averages logarithms
     legend(canvas, axes[0])
-    data = pd.concat([run.assign(experiment=experiment) for experiment, run in runs.items()])
-    columns = ["experiment", "arm", "seed", "ebm_updates", "flow_updates", "seconds", "mse_raw", "mse_ema",
-               "mse_ema_normalised"]
+    columns = ["experiment", "arm", "seed", "ebm_updates", "flow_updates", "seconds", "mse_raw",
+               "mse_ema", "mse_ema_normalised"]
+    data = pd.concat(runs, names=["experiment"]).reset_index("experiment")
     save(canvas, out, name, data[columns], results.profile)
     return Figure(name, title, f"{called(experiment).capitalize()}, held-out points; mean over seeds, band from the "
-                               "lowest to the highest. Top left as in the paper; top right over CPU seconds, which "
-                               "count the flow's updates too (a run's share where seeds train side by side). The "
-                               "constant c is learned, or replaced by log Z from quadrature.")
+                  "lowest to the highest. Top left as in the paper; top right over CPU seconds, which count the flow's "
+                  "updates too (a run's share where seeds train side by side). The constant c is learned, or replaced "
+                  "by log Z from quadrature.")
 
 
 def samples(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
     """Figures 3, 5 and 6: images of the test part, of Glow (MLE) and of Glow (ours)."""
     name, title = f"samples-{experiment}", f"{SAMPLES.get(experiment, '')}Samples, {called(experiment)}"
-    data, found = results.found("data", experiment, ".npz"), results.found("sample", experiment, ".npz")
-    seed = first_seed(found, "mle", "joint")
-    if seed is None or not data:
+    seed, files = first_files(results, experiment, "sample", "mle", "joint")
+    if not files:
         return Figure(name, title, "", why(experiment, "joint", "sample"))
-    mle, ours = (read_arrays(found[seed, arm], ("images", "levels")) for arm in ("mle", "joint"))
-    panels = {"Data": read_arrays(data[None, ""], ("test_images",))["test_images"], "Glow (MLE)": mle["images"],
-              "Glow (ours)": ours["images"]}
-    canvas, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.5), gridspec_kw={"wspace": 0.06, **FILL})
-    for ax, (label, images) in zip(axes, panels.items(), strict=True):
+    data, (mle, ours) = files[0], (read_arrays(path, ("images", "levels")) for path in files[1:])
+    panels = {"Data": read_arrays(data, ("test_images",))["test_images"],
+              "Glow (MLE)": mle["images"], "Glow (ours)": ours["images"]}
+    canvas, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.5), **PICTURES)
+    for ax, (panel, images) in zip(axes, panels.items(), strict=True):
         tiles = images[:GRID**2] / (float(mle["levels"]) - 1)
-        tiles = np.pad(tiles, ((0, GRID**2 - len(tiles)), (0, 1), (0, 1), (0, 0)), constant_values=1)  # gaps
-        _, h, w, c = tiles.shape
-        picture = tiles.reshape(GRID, GRID, h, w, c).transpose(0, 2, 1, 3, 4).reshape(GRID * h, GRID * w, c)
-        ax.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1)
-        ax.set(title=label, xticks=[], yticks=[])
-        sns.despine(ax=ax, left=True, bottom=True)
+        gaps = ((0, GRID**2 - len(tiles)), (0, 1), (0, 1), (0, 0))
+        tiles = np.pad(tiles, gaps, constant_values=1).reshape(GRID, GRID, *np.add(tiles.shape[1:], (1, 1, 0)))
+        ax.imshow(np.vstack([np.hstack(row) for row in tiles]).squeeze(), cmap="gray", vmin=0, vmax=1)
+        ax.set_title(panel)
+    sns.despine(canvas, left=True, bottom=True)
     save(canvas, out, name, None, results.profile)
     return Figure(name, title, f"The first {GRID**2} images of each, seed {seed}; none was chosen.")
 
@@ -167,40 +167,37 @@ def samples(results: Results, experiment: str, out: Path, why: Reason) -> Figure
 def probe(results: Results, experiments: list[str], out: Path, why: Reason) -> Figure:
     """Figure 4: accuracy of a linear classifier on the EBM's features against the number of labels."""
     name, title = "figure4", "Figure 4. Accuracy of a linear classifier on the EBM's features"
-    chosen = accuracies(results.scores[results.scores["name"].isin(["accuracy", "accuracy_all_layers"])])
+    chosen = accuracies(results.scores)
     drawn = [experiment for experiment in experiments if experiment in set(chosen["experiment"])]
     if not drawn:
         return Figure(name, title, "", why(experiments[0], "joint", "probe"))
     canvas, axes = plt.subplots(len(drawn), 2, sharey="row", squeeze=False, figsize=(WIDTH, 2.7 * len(drawn)))
     for row, experiment in zip(axes, drawn, strict=True):
-        here = chosen[chosen["experiment"] == experiment]
-        for ax, layers in zip(row, ("accuracy", "accuracy_all_layers"), strict=True):
-            ax.set_xscale("log")
-            side = here[(here["name"] == layers) | (here["arm"] == "supervised")]
-            ends = [side["mean"] + sign * side["half_width"].fillna(0) for sign in (-1, 0, 1)]
+        panels = {"accuracy": f"{called(experiment)}, top layer", "accuracy_all_layers": "all hidden layers"}
+        for ax, (layers, panel) in zip(row, panels.items(), strict=True):
+            ax.set(xscale="log", title=panel)
+            side = chosen[(chosen["experiment"] == experiment)
+                          & ((chosen["name"] == layers) | (chosen["arm"] == "supervised"))]
             # of the three, the mean is the line, the lowest and the highest are the band
+            ends = [side["mean"] + sign * side["half_width"].fillna(0) for sign in (-1, 0, 1)]
             lines(ax, pd.concat([side.assign(value=end) for end in ends], ignore_index=True), "labels", "value")
             low, high = ax.get_ylim()  # the interval of few seeds may leave what an accuracy can be
-            ax.set(xlabel="labelled examples", ylabel="accuracy" if ax is row[0] else "")
             ax.set_ylim(max(low, 0), min(high, 1))
-        row[0].set_title(f"{called(experiment)}, top layer")
-        row[1].set_title("all hidden layers")
+        row[0].set_ylabel("accuracy")
     legend(canvas, axes[0])
     save(canvas, out, name, chosen, results.profile)
-    return Figure(name, title, "Test accuracy; mean over seeds and draws of the labelled examples, and its 95 % "
-                               "interval over both (of a seed alone, over draws and test images). Left as in the "
-                               "paper, which draws SVHN; its label counts are not in its text. The supervised net is "
-                               "trained end to end, and the same on both sides.")
+    return Figure(name, title, "Test accuracy; mean over seeds and draws of the labelled examples, and its 95 % interval "
+                  "over both (of a seed alone, over draws and test images). Left as in the paper, which draws SVHN; its "
+                  "label counts are not in its text. The supervised net is trained end to end, and the same on both "
+                  "sides.")
 
 
 def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean and half-width over seeds and draws of labels, for each experiment, arm, name and label count."""
-    rows = []
-    for place, group in scores.groupby(keys := ["experiment", "arm", "name", "labels"]):
-        values = Values.of(group)
-        mean, half = values.interval()
-        rows.append({**dict(zip(keys, place, strict=True)), "seeds": len(values), "draws": values.at.shape[1],
-                     "mean": mean, "half_width": half})
+    keys = ["experiment", "arm", "name", "labels"]
+    chosen = scores[scores["name"].isin(["accuracy", "accuracy_all_layers"])].groupby(keys)
+    found = {place: Values.of(group) for place, group in chosen}
+    rows = [(*place, len(values), values.at.shape[1], *values.interval()) for place, values in found.items()]
     return pd.DataFrame(rows, columns=[*keys, "seeds", "draws", "mean", "half_width"])
 
 
@@ -210,19 +207,19 @@ def training(results: Results, experiment: str, out: Path, why: Reason) -> Figur
     joint, pretrain = curves(results, experiment, "joint"), curves(results, experiment, "pretrain")
     if joint.empty or pretrain.empty:
         return Figure(name, title, "", why(experiment, "joint", "joint"))
-    canvas, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.5))
-    lines(axes[0], pretrain.assign(arm="mle"), "step", "validation")
-    axes[0].set(title="Glow, maximum likelihood", xlabel="step",
-                ylabel="validation, nats" if "mse_ema" in joint else "validation, bits/dim")
-    lines(axes[1], joint, "ebm_updates", "value")
+    canvas, (loss, value, accuracy) = plt.subplots(1, 3, figsize=(WIDTH, 2.5))
+    lines(loss, pretrain.assign(arm="mle"), "step", "validation")
+    unit = "nats" if "mse_ema" in joint else "bits/dim"
+    loss.set(title="Glow, maximum likelihood", ylabel=f"validation, {unit}")
+    lines(value, joint, "ebm_updates", "value")
     known = levels(results.folder / experiment / "params" / "joint", joint["arm"])
     for level in known:
-        axes[1].axhline(level, color="0.3", linewidth=0.8)
-    axes[1].set(title="value V (grey: p = q)" if known else "value V", xlabel="EBM updates", ylabel="")
-    lines(axes[2], joint, "ebm_updates", "accuracy_data", linestyle="-", errorbar=None)
-    lines(axes[2], joint, "ebm_updates", "accuracy_gen", linestyle=":", errorbar=None)
-    axes[2].set(title="accuracy (dotted: samples)", xlabel="EBM updates", ylabel="", ylim=(0, 1))
-    legend(canvas, axes[1:2])
+        value.axhline(level, color="0.3", linewidth=0.8)
+    value.set_title("value V (grey: p = q)" if known else "value V")
+    lines(accuracy, joint, "ebm_updates", "accuracy_data", linestyle="-", errorbar=None)
+    lines(accuracy, joint, "ebm_updates", "accuracy_gen", linestyle=":", errorbar=None)
+    accuracy.set(title="accuracy (dotted: samples)", ylim=(0, 1))
+    legend(canvas, [value])
     save(canvas, out, name, joint, results.profile)
     return Figure(name, title, "")
 
@@ -234,7 +231,7 @@ def levels(folder: Path, arms: Iterable[str]) -> set[float]:
     return {ratio * math.log(ratio) - (1 + ratio) * math.log(1 + ratio) for ratio in ratios}
 
 
-def legend(canvas: Canvas, axes: np.ndarray) -> None:
+def legend(canvas: Canvas, axes: Iterable[Axes]) -> None:
     """One legend below all panels."""
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     canvas.tight_layout()

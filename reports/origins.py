@@ -1,8 +1,10 @@
 """Where numbers come from, and why some are missing: the records and logs below build/<profile>/."""
 
 import json
+import re
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,13 @@ def place_of(folder: Path, path: Path) -> dict[str, str]:
 
 def failures(results: Results) -> list[dict[str, str]]:
     """The stages whose log ends in an `error: ` line, furthest upstream first."""
-    found, order = [], {stage: place for place, stage in enumerate(STAGES)}
+    found = []
     folders = {results.build / "downloads", *(path.parent for path in results.named)}
-    for path in [path for folder in folders for path in folder.glob("*.log")]:
-        errors = [line for line in path.read_text(errors="replace").splitlines() if line.startswith("error: ")]
+    for path in chain.from_iterable(folder.glob("*.log") for folder in folders):
+        errors = re.findall("^error: (.*)", path.read_text(errors="replace"), re.MULTILINE)
         if errors:
-            found.append({**place_of(results.folder, path), "stage": path.stem,
-                          "why": errors[-1].removeprefix("error: ")})
+            found.append({**place_of(results.folder, path), "stage": path.stem, "why": errors[-1]})
+    order = {stage: place for place, stage in enumerate(STAGES)}
     return sorted(found, key=lambda failure: (order.get(failure["stage"], len(order)), *failure.values()))
 
 
@@ -47,18 +49,15 @@ def why_missing(results: Results, failed: list[dict[str, str]], experiment: str,
     if arm not in {arm for _, arm in results.outputs(stage, experiment)}:
         return NOT_NAMED
     stages = road(results, experiment, arm, stage)
-    for failure in failed:
-        here = failure["experiment"] in ("", experiment) and failure["arm"] in ("", arm)
-        if here and failure["stage"] in stages:
-            return f"not run: {failure['stage']} failed: {failure['why']}"
-    return NOT_YET
+    here = (failure for failure in failed if failure["stage"] in stages
+            and failure["experiment"] in ("", experiment) and failure["arm"] in ("", arm))
+    return next((f"not run: {failure['stage']} failed: {failure['why']}" for failure in here), NOT_YET)
 
 
 def what_ran(results: Results) -> set[Path]:
     """The outputs that have scores or a record, left over or not, without their endings."""
     records = results.folder.glob("*/**/*.run.jsonl")
-    return {*(file["file"].with_suffix("") for file in results.files),
-            *(path.with_name(path.name.removesuffix(".run.jsonl")) for path in records)}
+    return {*results.files, *(path.with_suffix("").with_suffix("") for path in records)}
 
 
 def left_over(results: Results) -> str:
@@ -71,31 +70,29 @@ def left_over(results: Results) -> str:
 
 def provenance(results: Results) -> pd.DataFrame:
     """A row for each stage that ran, with its scores; the index holds the ids that seeds link to."""
-    scored = {file["file"].with_suffix(""): file for file in results.files}
     rows, ids = [], []
     for path in sorted(what_ran(results) & results.named):
-        place, file = place_of(results.folder, path), scored.get(path, {"scores": [], "provenance": {}})
-        head, seconds = record(path)
-        origin = {**head, "seconds": seconds, **file["provenance"]}
+        place, file = place_of(results.folder, path), results.files.get(path, {"scores": [], "provenance": {}})
+        origin = record(path) | file["provenance"]
         numbers = [f"{score['model']} {score['name']} {score['labels'] or ''} {score['value']:.6g}"
                    for score in file["scores"]]
         sent = next(path.parent.glob(f"{path.name}.*sent"), None)
         ids.append(anchor(place["experiment"], place["arm"], path.name, place["seed"]))
         rows.append({
-            "Experiment": place["experiment"], "Arm": place["arm"], "Seed": place["seed"], "Stage": path.name,
+            **{key.capitalize(): value for key, value in place.items()}, "Stage": path.name,
             "Commit": origin.get("commit", "")[:10] + (" + changes" if origin.get("dirty") else ""),
             **{key.capitalize(): origin.get(key, "") for key in ("params", "lock", "device", "torch", "seconds")},
             "Inputs": ", ".join(f"{name} {value}" for name, value in origin.get("inputs", {}).items()),
             "MLflow run": sent.read_text().split(" ")[0] if sent else "",
             "Command": origin.get("command", ""), "Scores": "; ".join(numbers)})
-    return pd.DataFrame(rows, index=ids)
+    return pd.DataFrame(rows, index=ids, columns=None if rows else ["Experiment", "Arm", "Seed", "Seconds", "Device"])
 
 
-def record(path: Path) -> tuple[dict[str, Any], float | str]:
-    """A stage's provenance and its wall time in seconds, from its record; empty for one that has not ended."""
+def record(path: Path) -> dict[str, Any]:
+    """A stage's provenance and, as `seconds`, its wall time, from its record; empty for one that has not ended."""
     with suppress(OSError, ValueError, KeyError, IndexError, TypeError):
         lines = path.with_name(f"{path.name}.run.jsonl").read_text().splitlines()
         first, last = json.loads(lines[0]), json.loads(lines[-1])
         if last["kind"] == "end":
-            return first["provenance"], round((last["time"] - first["time"]) / 1000, 1)
-    return {}, ""
+            return first["provenance"] | {"seconds": round((last["time"] - first["time"]) / 1000, 1)}
+    return {}

@@ -1,9 +1,9 @@
 """What the report says, in order; what is missing is named, with the reason."""
 
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
 import pandas as pd
 
@@ -16,32 +16,30 @@ from reports.origins import NOT_YET, failures, left_over, provenance, why_missin
 from reports.scores import Reason, Results, convergence, curves
 from reports.words import called
 
-
-def read_paper() -> dict[str, Any]:
-    paper: dict[str, Any] = read(Path(__file__).parent / "paper.yaml")
-    return paper
+PAPER = read(Path(__file__).with_name("paper.yaml"))
+NOTES = PAPER["notes"]
 
 
 def content(profile: str, build: Path, out: Path) -> list[Section]:
     """All sections; draws the figures into `out`."""
-    results, paper = Results(load(ROOT / "params.yaml"), profile, build), read_paper()
+    results = Results(load(ROOT / "params.yaml"), profile, build)
     write_bytes(out / "scores.csv", results.scores.to_csv(index=False).encode())
     failed, origins = failures(results), provenance(results)
     why = partial(why_missing, results, failed)
-    pictures, measured = drawn(results, out, why), every_measure(results, paper["notes"], why)
+    pictures, measured = drawn(results, out, why), every_measure(results, why)
     ran = scope(results, origins)
     if profile == "full":
-        sections = of_the_paper(results, paper, why, pictures, measured, ran)
+        again, sections = "8", of_the_paper(results, why, pictures, measured, ran)
     else:
-        sections = [(f"Results of the {profile} profile: not the paper's sizes", measured),
-                    ("Figures", [figure for group in pictures.values() for figure in group]), ("Scope", ran)]
+        again, sections = "2 quick", [
+            (f"Results of the {profile} profile: not the paper's sizes", measured),
+            ("Figures", [*chain(*pictures.values())]), ("Scope", ran)]
     if failed:
         frame = pd.DataFrame(failed).rename(columns=str.capitalize)
         sections.append(("Failures", [Table("failures", "Stages that failed", frame)]))
-    again = "snakemake --cores 8" if profile == "full" else "snakemake --cores 2 quick"
     page = f"python -m fce report --profile {profile} --build {build} --out {out / 'index.html'}"
-    return [*sections, ("Provenance", provenance_blocks(origins)),
-            ("How to rerun", [Text(f"{again}    # everything\n{page}    # this page", "code")])]
+    rerun = f"snakemake --cores {again}    # everything\n{page}    # this page"
+    return [*sections, ("Provenance", sources(origins)), ("How to rerun", [Text(rerun, "code")])]
 
 
 def drawn(results: Results, out: Path, why: Reason) -> dict[str, list[Block]]:
@@ -58,50 +56,49 @@ def drawn(results: Results, out: Path, why: Reason) -> dict[str, list[Block]]:
             "training": [figures.training(results, experiment, out, why) for experiment in [*toy, *images]]}
 
 
-def of_the_paper(results: Results, paper: dict[str, Any], why: Reason, pictures: dict[str, list[Block]],
-                 measured: list[Block], ran: list[Block]) -> list[Section]:
+def of_the_paper(results: Results, why: Reason, pictures: dict[str, list[Block]], measured: list[Block],
+                 ran: list[Block]) -> list[Section]:
     """The sections of the full profile, which is judged."""
-    toy, notes = results.settings.names("full", "toy"), paper["notes"]
-    runs = [convergence(curves(results, experiment, "joint"), "full", experiment) for experiment in toy]
-    claims, printed = judged(pd.concat([results.scores, *runs]), paper, why)
-    built = [paper_table(entry, tables.architecture_table(results.folder, entry), notes)
-             for entry in paper["architectures"]]
+    runs = [convergence(curves(results, name, "joint"), "full", name) for name in results.settings.names("full", "toy")]
+    claims, printed = judged(pd.concat([results.scores, *runs]), why)
+    built = [paper_table(entry, tables.architecture_table(results.folder, entry)) for entry in PAPER["architectures"]]
     given = [verdict for table in (claims, *printed) for verdict in table.frame["Verdict"]]
     counts = ", ".join(f"{n} {verdict}" for verdict in verdicts.VERDICTS if (n := given.count(verdict)))
-    criteria = Table("criteria", "How each verdict is decided", tables.criteria_table(paper), folded=True)
+    criteria = Table("criteria", "How each verdict is decided", tables.criteria_table(PAPER), folded=True)
     return [("What holds", [Text(f"Of {len(given)} claims and printed numbers: {counts}."), claims, criteria]),
-            ("Scope", [Text(notes["scope"]), *ran]),
-            ("Methodology", [Text(notes["methodology"])]),
+            ("Scope", [Text(NOTES["scope"]), *ran]),
+            ("Methodology", [Text(NOTES["methodology"])]),
             ("Results", [*pictures["fits"], *pictures["samples"], *printed, *pictures["probe"], *built,
                          *pictures["training"]]),
             ("Every measure", measured),
-            ("What was easy", [Text(notes["easy"])]),
-            ("What was difficult", [Text(notes["difficult"])])]
+            ("What was easy", [Text(NOTES["easy"])]),
+            ("What was difficult", [Text(NOTES["difficult"])])]
 
 
-def judged(scores: pd.DataFrame, paper: dict[str, Any], why: Reason) -> tuple[Table, list[Table]]:
+def judged(scores: pd.DataFrame, why: Reason) -> tuple[Table, list[Table]]:
     """The claims, and Tables 1 and 2."""
     def brief(*place: str) -> str:
         return shorten(why(*place).removeprefix("not run: "), 130, placeholder=" …")  # whole under Failures
 
     interval = "Mean ± half-width of the 95 % t-interval over seeds; each seed leads to its provenance."
-    judgements = tables.claims_table(scores, paper["claims"], brief)
-    claims = Table("claims", "The paper's claims", judgements,
-                   "Differences are paired, seed by seed; accuracies draw by draw of labels too, which their intervals "
-                   f"contain. {interval}{alone(judgements, paper['notes'])}")
-    return claims, [paper_table(entry, tables.printed_table(scores, entry, brief), paper["notes"],
-                                f"{interval} Tolerance ±\u00a0{entry['tolerance']}.") for entry in paper["values"]]
+    claims = tables.claims_table(scores, PAPER["claims"], brief)
+    note = ("Differences are paired, seed by seed; accuracies draw by draw of labels too, which their intervals "
+            f"contain. {interval}{alone(claims)}")
+    printed = [paper_table(entry, tables.printed_table(scores, entry, brief),
+                           f"{interval} Tolerance ±\u00a0{entry['tolerance']}.") for entry in PAPER["values"]]
+    return Table("claims", "The paper's claims", claims, note), printed
 
 
-def paper_table(entry: dict[str, Any], frame: pd.DataFrame, notes: dict[str, str], note: str = "") -> Table:
+def paper_table(entry: dict[str, str], frame: pd.DataFrame, note: str = "") -> Table:
     """A table of the paper's, under its number."""
-    return Table(entry["where"].lower().replace(" ", ""), f"{entry['where']}. {entry['title']}", frame,
-                 note + alone(frame, notes))
+    name, title = entry["where"].lower().replace(" ", ""), f"{entry['where']}. {entry['title']}"
+    return Table(name, title, frame, note + alone(frame))
 
 
-def alone(frame: pd.DataFrame, notes: dict[str, str]) -> str:
+def alone(frame: pd.DataFrame) -> str:
     """What to say below a table that has the interval of a seed alone."""
-    return f" {notes['alone']}" if any(verdicts.ALONE in plain(cell) for cell in frame.to_numpy().flat) else ""
+    marked = any(verdicts.ALONE in plain(cell) for cell in frame.to_numpy().flat)
+    return f" {NOTES['alone']}" if marked else ""
 
 
 def better(frame: pd.DataFrame) -> str:
@@ -111,7 +108,7 @@ def better(frame: pd.DataFrame) -> str:
     return "".join(f" {way.capitalize()} is better: {', '.join(names)}." for way, names in columns.items() if names)
 
 
-def every_measure(results: Results, notes: dict[str, str], why: Reason) -> list[Block]:
+def every_measure(results: Results, why: Reason) -> list[Block]:
     """Of each experiment what is missing, then its tables, each with every seed folded below it."""
     blocks: list[Block] = []
     for kind, experiment in experiments(results):
@@ -120,10 +117,9 @@ def every_measure(results: Results, notes: dict[str, str], why: Reason) -> list[
             frame, seeds = (tables.table(results.scores, experiment, name, rows) for rows in ([row], [row, "Seed"]))
             if len(frame):
                 key, title = kind if name == "results" else name, f"{title}, {called(experiment)}"
-                note = notes[key] + better(frame) + alone(frame, notes)
-                blocks += [Table(f"{experiment}-{key}", title, frame, note,
-                                 folded=name == "modes"),
-                           Table(f"{experiment}-{key}-seeds", f"{title}: each seed", seeds, folded=name != "trade")]
+                note = NOTES[key] + better(frame) + alone(frame)
+                blocks += [Table(f"{experiment}-{key}", title, frame, note, name == "modes"),
+                           Table(f"{experiment}-{key}-seeds", f"{title}: each seed", seeds, "", name != "trade")]
     return blocks
 
 
@@ -136,9 +132,8 @@ def missing(results: Results, experiment: str, why: Reason) -> list[Block]:
     """The measures that an experiment has no scores of, by reason."""
     have = set(results.scores.set_index(["experiment", "arm", "measure"]).index)
     reasons: dict[str, list[str]] = {}
-    expected = results.settings.measured(results.profile, experiment)
-    for measure, arm in [(measure, arm) for measure, arms in expected.items() for arm in arms]:
-        if (experiment, arm, measure) not in have:
+    for measure, arms in results.settings.measured(results.profile, experiment).items():
+        for arm in [arm for arm in arms if (experiment, arm, measure) not in have]:
             reasons.setdefault(why(experiment, arm, measure), []).append(f"{measure} of {arm}")
     return [Text(f"{called(experiment)}: {reason} ({', '.join(what)})", "missing") for reason, what in reasons.items()]
 
@@ -146,22 +141,24 @@ def missing(results: Results, experiment: str, why: Reason) -> list[Block]:
 def scope(results: Results, origins: pd.DataFrame) -> list[Block]:
     """What ran, by experiment; and what did, but is no longer named."""
     def listed(values: pd.Series) -> str:
-        return ", ".join(dict.fromkeys(value for value in values if value))
+        return ", ".join(dict.fromkeys(filter(None, values)))
 
-    over = [Text(f"left over, not shown: {left}", "missing")] if (left := left_over(results)) else []
-    if origins.empty:
-        return [Text(NOT_YET, "missing"), *over]
-    groups = {name: origins[origins["Experiment"] == name] for _, name in experiments(results)}
-    return [Table("scope", "What was run", pd.DataFrame([
-        {"Data": called(name), "Seeds": listed(group["Seed"]), "Arms": listed(group["Arm"]),
-         "Hours, all stages": verdicts.number(pd.to_numeric(group["Seconds"]).sum() / 3600),
-         "Device": listed(group["Device"])} for name, group in groups.items()])), *over]
+    rows = []
+    for _, name in experiments(results):
+        group = origins[origins["Experiment"] == name]
+        hours = verdicts.number(pd.to_numeric(group["Seconds"]).sum() / 3600)
+        rows.append({"Data": called(name), "Seeds": listed(group["Seed"]), "Arms": listed(group["Arm"]),
+                     "Hours, all stages": hours, "Device": listed(group["Device"])})
+    ran = Text(NOT_YET, "missing") if origins.empty else Table("scope", "What was run", pd.DataFrame(rows))
+    over = left_over(results)
+    return [ran, Text(f"left over, not shown: {over}", "missing")] if over else [ran]
 
 
-def provenance_blocks(origins: pd.DataFrame) -> list[Block]:
+def sources(origins: pd.DataFrame) -> list[Block]:
+    """Where every number comes from."""
     if origins.empty:
         return [Text(NOT_YET, "missing")]
-    commits = ", ".join(sorted({commit for commit in origins["Commit"] if commit})) or "none yet"
+    commits = ", ".join(sorted(set(filter(None, origins["Commit"])))) or "none yet"
     return [Text(f"Commits behind the numbers: {commits}. Parameters, inputs and lock are the first 16 digits of "
                  "SHA-256 hashes."),
             Table("provenance", f"Where every number comes from ({len(origins)} stages)", origins, folded=True)]

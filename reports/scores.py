@@ -42,16 +42,15 @@ class Results:
 
     def outputs(self, stage: str, experiment: str) -> dict[Run, Path]:
         """{(seed, arm): output} of every run of a stage, there or not; none of an experiment that has no such stage."""
-        settings, place = self.settings, (self.profile, experiment)
-        if experiment not in settings.experiments[self.profile] or not settings.has(stage, *place):
-            return {}
-        return {run: self.build / Path(settings.outputs(stage, *place, *run)[0]).relative_to("build")
-                for run in settings.runs(stage, *place)}
+        settings, place = self.settings, (stage, self.profile, experiment)
+        known = experiment in settings.experiments[self.profile] and settings.has(*place)
+        return {run: self.build.joinpath(*Path(settings.outputs(*place, *run)[0]).parts[1:])
+                for run in (settings.runs(*place) if known else ())}
 
     def found(self, stage: str, experiment: str, ending: str) -> dict[Run, Path]:
         """{(seed, arm): file} of the runs of a stage that have written a file with this ending."""
-        files = {run: path.with_suffix(ending) for run, path in self.outputs(stage, experiment).items()}
-        return {run: path for run, path in files.items() if path.exists()}
+        return {run: path.with_suffix(ending) for run, path in self.outputs(stage, experiment).items()
+                if path.with_suffix(ending).exists()}
 
     @cached_property
     def named(self) -> set[Path]:
@@ -60,17 +59,17 @@ class Results:
                 for path in self.outputs(stage, experiment).values()}
 
     @cached_property
-    def files(self) -> list[dict[str, Any]]:
+    def files(self) -> dict[Path, dict[str, Any]]:
         """Every score file, left over or not."""
         return score_files(self.folder)
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        return score_table(file for file in self.files if file["file"].with_suffix("") in self.named)
+        return score_table(self.files[path] for path in self.files if path in self.named)
 
 
-def score_files(folder: Path) -> list[dict[str, Any]]:
-    """Every score file of build/<profile>, left over or not: its content and, as `file`, where it lies.
+def score_files(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The content of every score file of build/<profile>, left over or not, by its path without ending.
 
     Raises:
         UserError: a file is no score file, has what no list knows, or its content belongs to another place.
@@ -78,23 +77,20 @@ def score_files(folder: Path) -> list[dict[str, Any]]:
     for path in folder.glob("*/seed-*"):
         if not path.name.removeprefix("seed-").isdecimal():
             raise UserError(f"{path}: 'seed-' and a number is the name of a run's folder; rename or delete it")
-    found = []
+    found = {}
     for path in sorted(folder.glob("*/seed-*/*/*.json")):
         try:
             content = read_scores(path).model_dump()
             if content["arm"] not in ARMS:
                 raise ValueError(f"the arm '{content['arm']}' is in no list; add it to ARMS in pipeline/catalogue.py")
         except ValueError as error:
-            what = str(error)
-            if isinstance(error, ValidationError):
-                first = error.errors()[0]
-                what = ".".join(map(str, (*first["loc"], first["msg"].removeprefix("Value error, "))))
+            first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+            what = ".".join(map(str, (*first["loc"], first["msg"].removeprefix("Value error, "))))
             raise UserError(f"{path} is not a score file ({what}); delete it and run snakemake") from None
-        place = [content[key] for key in ("profile", "experiment", "seed", "arm", "measure")]
-        seed = int(path.parents[1].name.removeprefix("seed-"))
-        if place != [folder.name, path.parents[2].name, seed, path.parent.name, path.stem]:
-            raise UserError(f"{path} holds the scores of {place}: it was moved; delete it and run snakemake")
-        found.append({**content, "file": path})
+        own = "{profile}/{experiment}/seed-{seed}/{arm}/{measure}.json".format(**content)
+        if path != folder.parent / own:
+            raise UserError(f"{path} holds the scores of {own}: it was moved; delete it and run snakemake")
+        found[path.with_suffix("")] = content
     return found
 
 
@@ -111,10 +107,10 @@ def curves(results: Results, experiment: str, stage: str) -> pd.DataFrame:
     for (seed, arm), path in results.found(stage, experiment, ".csv").items():
         try:
             frame = pd.read_csv(path)
+            if lacking := [column for column in CURVES[stage] if column not in frame]:
+                raise ValueError(f"it has no {lacking[0]}")
         except ValueError as error:
             raise UserError(f"{path} is no curve ({error}); delete it and run snakemake") from None
-        if lacking := [column for column in CURVES[stage] if column not in frame]:
-            raise UserError(f"{path} is no curve (it has no {lacking[0]}); delete it and run snakemake")
         frames.append(frame.assign(seed=seed, arm=arm))
     return pd.concat(frames, ignore_index=True)
 
@@ -124,13 +120,13 @@ def convergence(joint: pd.DataFrame, profile: str, experiment: str) -> pd.DataFr
 
     The value is the number of EBM updates until mse_ema < CONVERGED, or the whole budget where it never is.
     """
-    rows = []
+    files = []
     for (seed, arm), run in joint.groupby(["seed", "arm"]) if "mse_ema" in joint else []:
         below = run.loc[run["mse_ema"] < CONVERGED, "ebm_updates"]
         value = below.min() if len(below) else run["ebm_updates"].max()
-        rows.append({"profile": profile, "experiment": experiment, "seed": seed, "arm": arm, "measure": "joint",
-                     "name": "updates_to_converge", "model": "ebm", "value": value})
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float, "seed": int, "standard_error": float})
+        files.append({"profile": profile, "experiment": experiment, "seed": seed, "arm": arm, "measure": "joint",
+                      "scores": [{"name": "updates_to_converge", "model": "ebm", "value": value}]})
+    return score_table(files)
 
 
 def by_seed(scores: pd.DataFrame, **keys: str) -> Values:
@@ -157,7 +153,7 @@ def column(name: str) -> dict[str, Any]:
 
 def shown(scores: pd.DataFrame, experiment: str) -> pd.DataFrame:
     """An experiment's scores in the words of a reader: Measure, Model, Labels, Seed; in the order of ARMS."""
-    rows, arms = [], list(ARMS)
+    words, arms, rows = ["table", "Measure", "Model", "Labels", "Seed"], list(ARMS), []
     for row in scores[scores["experiment"] == experiment].to_dict("records"):
         arm, model, known = row["arm"], row["model"], score(row["name"])
         label = known.row if known.row and model == "data" else f"{MODELS.get(model, model)} ({ARMS[arm].words})"
@@ -165,12 +161,11 @@ def shown(scores: pd.DataFrame, experiment: str) -> pd.DataFrame:
             label += known.row
         if row["measure"] == "bits_per_dim" and model == "ebm":
             label += ", learned c, unverified"
-        place = (arms.index(arm), model != "data", model != "flow", row["seed"])
-        rows.append(row | column(known.column or row["name"]) | {"Model": label, "Labels": row["labels"],
-                                                                 "Seed": row["seed"], "place": place})
-    words = ["table", "Measure", "Model", "Labels", "Seed"]
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, *words, "order", "place"]).sort_values("place", kind="stable")
-    return frame.drop_duplicates(words)  # the truth's scores stand in the files of several arms
+        rows.append({**row, **column(known.column or row["name"]), "Model": label, "Labels": row["labels"],
+                     "Seed": row["seed"]})
+    rows.sort(key=lambda row: (arms.index(row["arm"]), row["model"] != "data", row["model"] != "flow", row["seed"]))
+    # the truth's scores stand in the files of several arms
+    return pd.DataFrame(rows, columns=[*COLUMNS, *words, "order"]).drop_duplicates(words)
 
 
 def spread(chosen: pd.DataFrame, rows: list[str], across: str = "Measure") -> pd.DataFrame:
@@ -178,13 +173,14 @@ def spread(chosen: pd.DataFrame, rows: list[str], across: str = "Measure") -> pd
 
     The column Seeds counts a row's seeds; a cell that is a mean over fewer says so.
     """
-    columns = list(dict.fromkeys(chosen.sort_values("order", kind="stable")[across]))
-    table = []
+    columns, table = chosen.sort_values("order", kind="stable")[across].unique(), []
     for row, group in chosen.groupby(rows, sort=False):
-        cells, n = dict(zip(rows, map(str, row), strict=True)), group["Seed"].nunique()
+        n = group["Seed"].nunique()
+        cells = {**dict(zip(rows, map(str, row), strict=True)), "Seeds": str(n)}
         for heading, cell in group.groupby(across):
             values = Values.of(cell)
             text = number(values.interval()[0]) if "Seed" in rows else estimate(values)
             cells[str(heading)] = text + (f" (n = {len(values)})" if len(values) < n and ALONE not in text else "")
-        table.append(cells if "Seed" in rows else cells | {"Seeds": str(n)})
-    return pd.DataFrame(table, columns=[*rows, *columns, *([] if "Seed" in rows else ["Seeds"])]).fillna("–")
+        table.append(cells)
+    frame = pd.DataFrame(table, columns=[*rows, *columns, "Seeds"]).fillna("–")
+    return frame.drop(columns="Seeds") if "Seed" in rows else frame

@@ -17,29 +17,24 @@ from reports.verdicts import bound_verdict, estimate, ordering_verdict, refuse_q
 from reports.words import called
 
 TABLES = {  # of an experiment, in order: the catalogue's name, the title, and what makes a row
-    "results": ("Results", "Model"),
-    "modes": ("Mass of each mode, against the truth's", "Model"),
+    "results": ("Results", "Model"), "modes": ("Mass of each mode, against the truth's", "Model"),
     "trade": ("What joint training changes in Glow", "Arm"),
-    "bounds": ("Bits/dim of the EBM by bounds on log Z", "Model"),
-    "trust": ("log Z of the EBM", "Model"),
+    "bounds": ("Bits/dim of the EBM by bounds on log Z", "Model"), "trust": ("log Z of the EBM", "Model"),
     "control": ("The bounds on log Z, where it is known", "Model"),
-    "probe": ("Accuracy by labelled images", "Labels"),
-    "rank": ("Effective rank of the features", "Model"),
-}
+    "probe": ("Accuracy by labelled images", "Labels"), "rank": ("Effective rank of the features", "Model")}
 
 
 def printed_table(scores: pd.DataFrame, table: dict[str, Any], why: Reason) -> pd.DataFrame:
     """Table 1 or 2 of the paper: its number, ours, and the verdict."""
     refuse_quick(scores["profile"])
     rows = []
-    for cell in table["cells"]:
-        entry = {**table, **cell}
-        experiment, arm, measure = entry["experiment"], entry["arm"], entry["measure"]
-        values = by_seed(scores, **{k: entry[k] for k in ("experiment", "arm", "measure", "name", "model")})
+    for entry in [{**table, **cell} for cell in table["cells"]]:
+        values = by_seed(scores, **{key: entry[key] for key in ("experiment", "arm", "measure", "name", "model")})
+        place = (entry["experiment"], entry["arm"], entry["measure"])
         verdict = value_verdict(values, entry["paper"], entry["tolerance"])
         rows.append({"Data": entry["row"], "Model": entry["column"], "Paper": f"{entry['paper']:.2f}",
-                     "Ours": estimate(values), "Seeds": links(values.at.index, experiment, arm, measure),
-                     **conclusion(verdict, entry, why(experiment, arm, measure))})
+                     "Ours": estimate(values), "Seeds": links(values.at.index, *place),
+                     **conclusion(verdict, entry, why(*place))})
     return pd.DataFrame(rows)
 
 
@@ -47,14 +42,14 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
     """The paper's claims in words: our paired difference (without a `second`, our value), the verdict."""
     refuse_quick(scores["profile"])
     rows = []
-    for claim, experiment in [(c, experiment) for c in claims for experiment in c["experiments"]]:
-        keys = {"experiment": experiment, "measure": claim["measure"], "name": claim["name"]}
-        sides = [keys | claim[side] for side in ("first", "second") if side in claim]
+    for claim, experiment in [(claim, name) for claim in claims for name in claim["experiments"]]:
+        shared = {"experiment": experiment, "measure": claim["measure"], "name": claim["name"]}
+        sides = [shared | claim[side] for side in ("first", "second") if side in claim]
         judged = scores[~(scores["labels"] > claim.get("most_labels", math.inf))]
         first, *others = (by_seed(judged, **side) for side in sides)
         difference, arm = first - others[0] if others else first, claim["first"]["arm"]
         holds = int(((claim["low"] < difference.means) & (difference.means < claim["high"])).sum())
-        lacking = sides[-1 if len(first) else 0]
+        lacking = sides[-1] if len(first) else sides[0]
         missing = why(experiment, lacking["arm"], lacking["measure"])
         if "bound" in claim:  # a second, tighter bound that is less certain
             tighter = by_seed(scores, **(sides[0] | {"name": claim["bound"]})) - others[0]
@@ -63,11 +58,10 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
                 ended["Note"] = f"the certificate's difference; by AIS {estimate(tighter)}"
         else:
             ended = conclusion(ordering_verdict(difference, claim["low"], claim["high"]), claim, missing)
-        rows.append({"Claim": claim["claim"], "Data": called(experiment),
-                     "Difference": estimate(difference), "Holds in": f"{holds} of {len(difference)}",
+        rows.append({"Claim": claim["claim"], "Data": called(experiment), "Difference": estimate(difference),
+                     "Holds in": f"{holds} of {len(difference)}",
                      "Seeds": links(difference.at.index, experiment, arm, claim["measure"]), **ended})
-    rows.sort(key=lambda row: row["Verdict"] == "not run")  # what has a verdict comes first
-    return pd.DataFrame(rows)
+    return pd.DataFrame(sorted(rows, key=lambda row: row["Verdict"] == "not run"))  # what has a verdict comes first
 
 
 def conclusion(verdict: str, entry: dict[str, Any], missing: str) -> dict[str, str]:
@@ -109,11 +103,9 @@ def table(scores: pd.DataFrame, experiment: str, name: str, rows: list[str]) -> 
     chosen = every[every["table"] == name]
     if name == "probe":
         return spread(chosen.astype({"Labels": int}).sort_values(rows, kind="stable"), rows, "Model")
-    if name == "modes" and chosen["name"].nunique() < 2:
-        return pd.DataFrame()
     if name == "bounds" and len(chosen):  # beside Glow's
         chosen = every[(every["table"] == name) | (every["name"] == "bits_per_dim") & (every["model"] == "flow")]
-    return spread(chosen, rows)
+    return pd.DataFrame() if name == "modes" and chosen["name"].nunique() < 2 else spread(chosen, rows)
 
 
 def trade_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 One checkout is led through the scenarios in turn, with points, with images and with somebody's own images.
 """
 
-import json
 import re
 import shutil
 import subprocess
@@ -128,7 +127,7 @@ def test_a_clone_gets_outputs_from_a_remote_and_goes_on(project: Path, tmp_path:
     of_ring = {f"ring/seed-{seed}/{place}" for seed in (0, 1)
                for place in ("pretrain", *(f"{arm}/joint" for arm in ARMS["ring"]))}
     assert run(clone, "dvc repro quick-run@ring") == of_ring | DENSITIES
-    assert run(clone, "snakemake --cores 2 build/quick/ring/scores.json") == set()
+    assert run(clone, "snakemake --cores 2 build/quick/ring/scores.txt") == set()
 
 
 def test_without_a_remote_pull_says_what_is_missing(tmp_path: Path) -> None:
@@ -141,7 +140,7 @@ def test_seeds_and_arms_come_and_go(project: Path) -> None:
     # 9: a seed added: only its runs, and the control that plants its flow beside the first seed's
     edit(project, lambda params: params["quick"]["seeds"].update(images=[0, 1]))
     home = "build/quick/digits"
-    added = run(project, f"snakemake --cores 2 {home}/scores.json")
+    added = run(project, f"snakemake --cores 2 {home}/scores.txt")
     assert added - {"digits/seed-0/planted/log_z_control"} == {place for place in added if "/seed-1/" in place}
     assert {"digits/seed-1/pretrain", "digits/seed-1/residual/joint", "digits/seed-1/joint/fid"} <= added
     assert run(project, "dvc repro quick-run@digits") == set()
@@ -152,11 +151,13 @@ def test_seeds_and_arms_come_and_go(project: Path) -> None:
     edit(project, lambda params: params["defaults"]["images"]["arms"].pop("residual"))
     edit(project, lambda params: params["experiments"]["digits"]["arms"].pop("residual"))
     edit(project, lambda params: params["quick"]["overrides"]["digits"]["arms"].pop("residual"))
-    assert "residual is left over" in call(project, f"snakemake --cores 2 {home}/scores.json")
-    listed = json.loads((project / home / "scores.json").read_text())
-    assert listed["left_over"] == [f"{home}/seed-{seed}/residual" for seed in (0, 1)]
-    assert not [path for path in listed["scores"] if "residual" in path]
+    assert "residual" in (project / home / "scores.txt").read_text()
+    assert run(project, f"snakemake --cores 2 {home}/scores.txt") == set()
+    assert "residual" not in (project / home / "scores.txt").read_text()
     assert run(project, "dvc repro quick-run@digits") == set()
+    call(project, "python -m fce report --profile quick --build build --out page/index.html")
+    page = (project / "page/index.html").read_text()
+    assert "left over, not shown: digits/seed-0/residual" in page and "Glow (ours, residual EBM)" not in page
 
 
 MEASURE = '''"""How bright the samples are: a measure that a test adds."""

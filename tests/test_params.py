@@ -146,7 +146,7 @@ def test_every_stage_and_arm_has_a_slice_with_its_own_sections(tmp_path):
 
 
 def test_a_slice_gives_its_stage_typed_frozen_sections_and_no_others(tmp_path):
-    text = load_changed(tmp_path).slice("joint", "quick", "digits", "residual")
+    text = load_changed(tmp_path).slices("quick", "digits")["build/quick/digits/params/joint/residual.json"]
     given = read_slice(text, "joint")
     assert given.joint.alarms.ratio_floor == 5.0 and given.data.source == "digits"
     assert given.dump() == json.loads(text) and "joint" in given and "fid" not in given

@@ -17,13 +17,13 @@ from fce import objective
 from pipeline.catalogue import ROOT, SCORES, score
 from pipeline.errors import UserError
 from pipeline.params import load
-from reports import build, figures, origins, page, scores, tables, verdicts
+from reports import build, figures, origins, scores, tables, verdicts
+from reports.page import PAPER
 from reports.scores import Results
 from reports.verdicts import Values
 from reports.words import called
 
 SETTINGS = load(ROOT / "params.yaml")
-PAPER = page.read_paper()
 TABLE1, TABLE2 = PAPER["values"]
 COMMAND = "python -m eval.fid <script>alert(1)</script>"
 
@@ -62,7 +62,7 @@ def fids(root: Path, profile: str = "full") -> None:
 
 
 def scores_of(root: Path, profile: str = "full") -> pd.DataFrame:
-    return scores.score_table(scores.score_files(root / profile))
+    return scores.score_table(scores.score_files(root / profile).values())
 
 
 def results_of(root: Path, profile: str = "full") -> Results:

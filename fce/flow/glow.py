@@ -154,12 +154,9 @@ class Glow(Sampler):
 
     def max_log_scale(self) -> Tensor:
         """The largest |log-scale| of the actnorms and 1x1 convolutions: an explosion's first sign."""
-        steps = [step for level in self.levels for step in level]
-        return (
-            torch.cat([torch.cat([LOG_SCALE * step.norm.logs, step.linear.packed.diagonal()]) for step in steps])
-            .abs()
-            .max()
-        )
+        scales = [scale for level in self.levels for step in level
+                  for scale in (LOG_SCALE * step.norm.logs, step.linear.packed.diagonal())]
+        return torch.cat(scales).abs().max()
 
     def require_initialized(self) -> None:
         self.ready = self.ready or bool(self.initialized)

@@ -6,7 +6,6 @@ is downloaded goes to build/downloads.
 
 import os
 from collections.abc import Mapping
-from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,6 @@ OFFICIAL = {  # file: (address, sha256, as public code has it beside torchvision
         ),
     },
 }
-SIZES = {"svhn": (73_257, 26_032), "cifar10": (50_000, 10_000)}
 OWN = ("train_images", "train_labels", "test_images", "test_labels")  # what a user's npz holds
 
 
@@ -65,12 +63,13 @@ def digits(test: int, seed: int) -> Arrays:
     images = images.astype(np.uint8).reshape(-1, 8, 8, 1)
     index = np.arange(len(labels))
     train, held = model_selection.train_test_split(index, test_size=test, stratify=labels, random_state=seed)
-    return {
-        "train_images": images[train],
-        "train_labels": labels[train],
-        "test_images": images[held],
-        "test_labels": labels[held],
-    }
+    return parts(train=(images[train], labels[train]), test=(images[held], labels[held]))
+
+
+def parts(**pairs: tuple[np.ndarray, np.ndarray]) -> Arrays:
+    """{<part>_images, <part>_labels} of each part's images and labels."""
+    return {f"{part}_{what}": array for part, pair in pairs.items()
+            for what, array in zip(("images", "labels"), pair, strict=True)}
 
 
 def official(name: str) -> Arrays:
@@ -87,16 +86,7 @@ def official(name: str) -> Arrays:
     else:
         train, test = (datasets.CIFAR10(str(root), train=part, download=True) for part in (True, False))
         pairs = [(part.data, np.array(part.targets)) for part in (train, test)]
-    for (images, _), expected, part in zip(pairs, SIZES[name], ("training", "test"), strict=True):
-        if len(images) != expected:
-            raise UserError(f"{name}: {len(images)} {part} images instead of {expected}; delete {root} and try again")
-    (train_images, train_labels), (test_images, test_labels) = pairs
-    return {
-        "train_images": train_images,
-        "train_labels": train_labels,
-        "test_images": test_images,
-        "test_labels": test_labels,
-    }
+    return parts(train=pairs[0], test=pairs[1])
 
 
 def fetch(file: str, address: str, checksum: str, root: Path) -> None:
@@ -114,10 +104,8 @@ def find_npz(file: str) -> Path:
     folder = Path(os.environ.get("FCE_DATA", "."))
     path = Path(file) if Path(file).is_absolute() else folder / file
     if not path.exists():
-        raise UserError(
-            f"{path} does not exist; data.file is looked for in the folder that FCE_DATA names "
-            f"({os.environ.get('FCE_DATA') or 'not set: here'})"
-        )
+        raise UserError(f"{path} does not exist; data.file is looked for in the folder that FCE_DATA names "
+                        f"({os.environ.get('FCE_DATA') or 'not set: here'})")
     return path
 
 
@@ -127,10 +115,10 @@ def check(arrays: Mapping[str, np.ndarray], levels: int, source: str, parts: tup
 
     Of an npz file it reads headers, and content only where that can be wrong.
     """
-    header = arrays.header if isinstance(arrays, Npz) else arrays.__getitem__
-    first = header("train_images").shape
+    header = arrays.header if isinstance(arrays, Npz) else lambda name: (arrays[name].shape, arrays[name].dtype)
+    first, _ = header("train_images")
     for part in parts:
-        where, (shape, dtype) = f"{source}, {part}_images", attrgetter("shape", "dtype")(header(f"{part}_images"))
+        where, (shape, dtype) = f"{source}, {part}_images", header(f"{part}_images")
         if dtype != np.uint8:
             raise UserError(f"{where}: dtype {dtype}, but grey levels are uint8; convert with .astype('uint8')")
         if len(shape) != 4 or shape[1] != shape[2] or shape[3] not in (1, 3):
@@ -163,11 +151,6 @@ def split(arrays: Arrays, validation: int, seed: int) -> Arrays:
         raise UserError(f"data.validation: {validation} of only {len(images)} training images; leave 2 or more")
     order = np.random.default_rng(seed).permutation(len(images))
     held, kept = np.sort(order[:validation]), np.sort(order[validation:])
-    return {
-        "train_images": images[kept],
-        "train_labels": labels[kept].astype(np.int64),
-        "validation_images": images[held],
-        "validation_labels": labels[held].astype(np.int64),
-        "test_images": arrays["test_images"],
-        "test_labels": arrays["test_labels"].astype(np.int64),
-    }
+    return parts(train=(images[kept], labels[kept].astype(np.int64)),
+                 validation=(images[held], labels[held].astype(np.int64)),
+                 test=(arrays["test_images"], arrays["test_labels"].astype(np.int64)))

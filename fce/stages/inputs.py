@@ -112,7 +112,7 @@ def check_batch(section: str, batch: int, data: batches.Points | batches.Images)
 
 def check_samples(path: Path, data: batches.Images) -> None:
     drawn = Npz(path, ("images",))
-    found, wanted = drawn.header("images").shape[1:], data.arrays["test_images"].shape[1:]
+    found, wanted = drawn.header("images")[0][1:], data.arrays["test_images"].shape[1:]
     if found != wanted or ("levels" in drawn and int(drawn["levels"]) != data.levels):
         raise UserError(f"--samples: {path} holds images {found}, --data images {wanted}, or with other grey levels: "
                         "give those of one experiment")

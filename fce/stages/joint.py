@@ -170,20 +170,12 @@ def truth(jobs: list[Job], game: Game, average: Average) -> list[dict[str, float
 
 def contents(jobs: list[Job], game: Game, energy_average: Average, noise_average: Average) -> list[dict[str, Any]]:
     """What each run's checkpoint holds: both players, averaged and raw, and how to build them."""
-    states = zip(
-        game.energy.split(energy_average.state),
-        game.energy.split(game.energy.state_dict()),
-        game.noise.split(noise_average.state),
-        game.noise.split(game.noise.state_dict()),
-        strict=True,
-    )
+    players = ("energy", game.energy, energy_average), ("flow", game.noise, noise_average)
+    weights = {f"{name}{suffix}": stack.split(state) for name, stack, average in players
+               for suffix, state in (("", average.state), ("_raw", stack.state_dict()))}
     return [
-        {
-            "kind": "joint",
-            **dict(zip(("energy", "energy_raw", "flow", "flow_raw"), state, strict=True)),
-            "shape": list(job.data.shape),
-            **{f"{name}_params": section for name, section in job.params.dump().items()},
-            "updates": {"ebm": game.ebm_updates, "flow": game.flow_updates, "dropped": int(dropped)},
-        }
-        for job, state, dropped in zip(jobs, states, game.supply.dropped, strict=True)
+        {"kind": "joint", "shape": list(job.data.shape), **{name: states[i] for name, states in weights.items()},
+         **{f"{name}_params": section for name, section in job.params.dump().items()},
+         "updates": {"ebm": game.ebm_updates, "flow": game.flow_updates, "dropped": int(game.supply.dropped[i])}}
+        for i, job in enumerate(jobs)
     ]

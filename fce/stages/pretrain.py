@@ -92,15 +92,9 @@ def validate(jobs: list[Job], flow: Stack, average: Average, course: Course, val
     scales = flow("max_log_scale").tolist()
     for i, weights in enumerate(flow.split(average.state)):
         course.best[i] = min(course.best[i], (scores[i], weights), key=lambda pair: pair[0])
-        row = {
-            "step": facts["step"],
-            "train": data.loss(-loss[i].item()),
-            "validation": scores[i],
-            "gradient_norm": norms[i].item(),
-            "clipped": int(course.clipped[i]),
-            "lr": facts["lr"],
-            "max_log_scale": scales[i],
-        }
+        row = {"step": facts["step"], "train": data.loss(-loss[i].item()), "validation": scores[i],
+               "gradient_norm": norms[i].item(), "clipped": int(course.clipped[i]), "lr": facts["lr"],
+               "max_log_scale": scales[i]}
         course.rows[i].append(row)
         jobs[i].record.log(**row)
     log.info("step %d: validation %s, gradients clipped %s times", facts["step"],
