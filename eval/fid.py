@@ -90,12 +90,9 @@ def of_samples(found: Tensor, real: Reference, settings: Fid, model: Model, what
     spread = f"standard error from {draws} disjoint parts of {size} ({min(parts):.4g} to {max(parts):.4g})"
     value, fit_error, sizes = extrapolate(found, real, settings.infinity)
     # the errors over subsets that overlap are in words only: they are too small to judge a seed by that is alone
-    limit = {
-        "name": f"{distance.name}_infinity",
-        "value": value,
-        "protocol": f"{distance.protocol}; extrapolated to infinitely many samples by a line in 1/N through random "
-        f"subsets of {sizes[0]} to {sizes[-1]}; standard error of the fit, whose subsets overlap, {fit_error:.3g}",
-    }
+    by_line = (f"{distance.protocol}; extrapolated to infinitely many samples by a line in 1/N through random subsets "
+               f"of {sizes[0]} to {sizes[-1]}; standard error of the fit, whose subsets overlap, {fit_error:.3g}")
+    limit = {"name": f"{distance.name}_infinity", "value": value, "protocol": by_line}
     known = {"standard_error": error, "protocol": f"{distance.protocol}; {spread}"}
     return [distance.model_copy(update=known), distance.model_copy(update=limit), *others]
 
@@ -134,21 +131,15 @@ def compare(found: Tensor, real: Reference, settings: Fid, model: Model, what: s
     kernel, error, size = kernel_distance(found, real, settings.kid)
     precision, recall, n = precision_recall(found, real, settings.neighbours)
     subsets, k = settings.kid.subsets, settings.neighbours.k
-    by_kernel = (
-        f"{protocol}; mean over {subsets} random subsets of {size} of each; their standard error, but that they "
-        f"overlap, {error:.3g}"
-    )
+    by_kernel = (f"{protocol}; mean over {subsets} random subsets of {size} of each; their standard error, but that "
+                 f"they overlap, {error:.3g}")
     by_neighbours = f"{protocol}; {n} random images of each, balls up to neighbour {k}"
 
-    def score(name: str, value: float, n: int, protocol: str) -> Score:
-        return Score(name=name + suffix, model=model, value=value, n=n, protocol=protocol)
-
-    return [
-        score(names.frechet, frechet(found, real.moments), len(found), protocol),
-        score(names.kernel, kernel, subsets, by_kernel),
-        score("precision", precision, n, by_neighbours),
-        score("recall", recall, n, by_neighbours),
-    ]
+    numbers = {names.frechet: (frechet(found, real.moments), len(found), protocol),
+               names.kernel: (kernel, subsets, by_kernel),
+               "precision": (precision, n, by_neighbours), "recall": (recall, n, by_neighbours)}
+    return [Score(name=name + suffix, model=model, value=value, n=n, protocol=protocol)
+            for name, (value, n, protocol) in numbers.items()]
 
 
 def moments(features: Tensor) -> Moments:

@@ -40,10 +40,8 @@ def run(job: Job) -> None:
         n, size = features["train"].shape
         scores.append(Score(name=f"effective_rank{suffix}", model="features", value=effective_rank(features["train"]),
                             n=n, protocol=f"exp of the entropy of the covariance's spectrum, {size} features"))
-        protocol = (
-            f"multinomial logistic regression on standardised {words} of the test part; L2 chosen on "
-            f"{len(data.labels['validation'])} validation labels"
-        )
+        protocol = (f"multinomial logistic regression on standardised {words} of the test part; L2 chosen on "
+                    f"{len(data.labels['validation'])} validation labels")
         for count, chosen in draws(data.labels["train"], settings):
             right = np.stack([classify(features, data.labels, index, settings.inverse_l2) for index in chosen])
             scores.append(accuracy_score(f"accuracy{suffix}", "features", torch.from_numpy(right), protocol, count))

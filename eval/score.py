@@ -103,15 +103,9 @@ def write_scores(job: "Job", scores: list[Score]) -> None:
     for score in scores:
         name = "/".join(filter(None, (score.model, score.name, str(score.labels or ""))))
         job.record.log(0, **{name: score.value})
-    content = ScoreFile(
-        measure=job.stage,
-        profile=job.tags.get("profile", "none"),
-        experiment=job.tags.get("experiment", "none"),
-        seed=job.seed,
-        arm=job.tags.get("arm", "none"),
-        scores=scores,
-        provenance=job.provenance(),
-    )
+    profile, experiment, arm = (job.tags.get(name, "none") for name in ("profile", "experiment", "arm"))
+    content = ScoreFile(measure=job.stage, profile=profile, experiment=experiment, seed=job.seed, arm=arm,
+                        scores=scores, provenance=job.provenance())
     write_json(job.out, content.model_dump(mode="json"))
 
 

@@ -88,12 +88,12 @@ class Job:
     @cached_property
     def key(self) -> str:
         """A hash of all that the result depends on."""
-        run = [self.stage, self.params.dump(), self.seed, self.tags, self.hashes]
+        run = [self.stage, self.params.model_dump(), self.seed, self.tags, self.hashes]
         return digest([*run, fingerprint(STAGES[self.stage].file), torch.__version__, self.device])
 
     def provenance(self) -> dict[str, Any]:
         """Where an output of this job comes from."""
-        return {**environment(), **self.tags, "command": self.command, "params": digest(self.params.dump()),
+        return {**environment(), **self.tags, "command": self.command, "params": digest(self.params.model_dump()),
                 "inputs": {name: whole[:16] for name, whole in self.hashes.items()},
                 "seconds": round(time.time() - self.started, 2)}
 

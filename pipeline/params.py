@@ -119,7 +119,7 @@ def read_slice(text: str | bytes, stage: str) -> Sections:
     """
     content = json.loads(text)
     require_keys(content, STAGES[stage].sections, f"the slice of {stage}")
-    return Sections(**{name: check(SECTIONS[name], given, name) for name, given in content.items()})
+    return Sections.model_construct(**{name: check(SECTIONS[name], given, name) for name, given in content.items()})
 
 
 def merge(*layers: dict[str, Any]) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def jobs_of(name: str, given: argparse.Namespace, command: str) -> list[Job]:
     paths = {flag: path for flag in stage.needs if (path := getattr(given, flag))}
     for arm, seed in itertools.product(getattr(given, "arm", [""]), getattr(given, "seed", [0])):
         inputs = {flag: place(path, arm, seed) for flag, path in paths.items()}
-        params = Sections()
+        params = Sections.model_construct()
         for flag, path in inputs.items():
             require_file(flag, path)
         if stage.sections:
@@ -120,7 +120,7 @@ def execute(jobs: list[Job], module: ModuleType, given: argparse.Namespace) -> N
         if processes.rank() == 0:
             for job in jobs:
                 job.record = around.enter_context(Run(job.out.with_suffix(".run.jsonl"), job.name, job.tags,
-                                                      job.params.dump(), job.provenance(), job.key))
+                                                      job.params.model_dump(), job.provenance(), job.key))
         else:
             nowhere = Path(around.enter_context(tempfile.TemporaryDirectory()))
             for i, job in enumerate(jobs):

@@ -36,8 +36,9 @@ DENSITIES = {  # the panels of Figure 1 beside the points: arm, array of its fil
 AXES = {"step": "step", "ebm_updates": "EBM updates", "seconds": "CPU seconds of a run", "labels": "labelled examples"}
 PALETTE = sns.color_palette("colorblind")
 STYLE = {"figure.dpi": 200, "savefig.dpi": 200, "savefig.bbox": "tight", "savefig.pad_inches": 0.04,
-         "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
-         "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.4, "svg.hashsalt": "fce"}
+         "svg.hashsalt": "fce", "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9,
+         "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
+         "legend.frameon": False, "lines.linewidth": 1.4}
 plt.switch_backend("agg")
 sns.set_theme(context="paper", style="ticks", rc=STYLE)
 
@@ -58,11 +59,9 @@ def save(canvas: Canvas, out: Path, name: str, data: pd.DataFrame | None, profil
 
 def lines(ax: Axes, data: pd.DataFrame, x: str, y: str, **style: Any) -> None:
     """Mean over seeds against x, a line for each arm, with a band from the lowest to the highest seed."""
-    style = {"errorbar": ("pi", 100), "legend": False, **style}
-    for arm in [arm for arm in ARMS if arm in set(data["arm"])]:
-        known = ARMS[arm]
-        look = {"linestyle": (0, known.dash) if known.dash else "-", **style}
-        sns.lineplot(data[data["arm"] == arm], x=x, y=y, ax=ax, color=PALETTE[known.colour],
+    for arm, known in [(arm, known) for arm, known in ARMS.items() if arm in set(data["arm"])]:
+        look = {"linestyle": (0, known.dash) if known.dash else "-", "errorbar": ("pi", 100), **style}
+        sns.lineplot(data[data["arm"] == arm], x=x, y=y, ax=ax, color=PALETTE[known.colour], legend=False,
                      label=known.legend or known.words, **look)
     if data[x].max() >= 10_000:
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -90,15 +89,14 @@ def densities(results: Results, experiments: list[str], out: Path, why: Reason) 
     rows = []
     for row, (experiment, (data, *files)) in zip(axes, drawn.items(), strict=True):
         points = read_arrays(data, ("test",))["test"][:2000]
-        grids = {arm: read_arrays(path, ("axis", "truth", "flow"), ("ebm",))
-                 for arm, path in zip(("mle", ours), files, strict=True)}
-        axis, highest = grids["mle"]["axis"], np.exp(grids["mle"]["truth"].max())
+        mle, joint = (read_arrays(path, ("axis", "truth", "flow"), ("ebm",)) for path in files)
+        axis, highest = mle["axis"], np.exp(mle["truth"].max())
         side, edge = 1.08 * np.abs(points).max(), axis[-1] + 0.5 * (axis[1] - axis[0])
         row[0].scatter(*points.T, s=0.5, color="0.25", linewidths=0, rasterized=True)
         row[0].set(ylabel=experiment, xlabel="log-likelihood:")
         for ax, (panel, (arm, array, model)) in zip(row[1:], DENSITIES.items(), strict=True):
-            ax.imshow(np.exp(grids[arm][array]).T, origin="lower", extent=(-edge, edge, -edge, edge),
-                      cmap="viridis", vmin=0, vmax=highest)
+            density = np.exp((mle if arm == "mle" else joint)[array]).T
+            ax.imshow(density, origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis", vmin=0, vmax=highest)
             scores = by_seed(results.scores, experiment=experiment, arm=arm, name="log_likelihood", model=model)
             value = scores.means.get(seed := found[experiment][0], math.nan)
             rows.append({"experiment": experiment, "panel": panel, "seed": seed, "log_likelihood": value})
@@ -176,8 +174,8 @@ def probe(results: Results, experiments: list[str], out: Path, why: Reason) -> F
         panels = {"accuracy": f"{called(experiment)}, top layer", "accuracy_all_layers": "all hidden layers"}
         for ax, (layers, panel) in zip(row, panels.items(), strict=True):
             ax.set(xscale="log", title=panel)
-            side = chosen[(chosen["experiment"] == experiment)
-                          & ((chosen["name"] == layers) | (chosen["arm"] == "supervised"))]
+            here = (chosen["name"] == layers) | (chosen["arm"] == "supervised")
+            side = chosen[here & (chosen["experiment"] == experiment)]
             # of the three, the mean is the line, the lowest and the highest are the band
             ends = [side["mean"] + sign * side["half_width"].fillna(0) for sign in (-1, 0, 1)]
             lines(ax, pd.concat([side.assign(value=end) for end in ends], ignore_index=True), "labels", "value")
@@ -186,10 +184,10 @@ def probe(results: Results, experiments: list[str], out: Path, why: Reason) -> F
         row[0].set_ylabel("accuracy")
     legend(canvas, axes[0])
     save(canvas, out, name, chosen, results.profile)
-    return Figure(name, title, "Test accuracy; mean over seeds and draws of the labelled examples, and its 95 % interval "
-                  "over both (of a seed alone, over draws and test images). Left as in the paper, which draws SVHN; its "
-                  "label counts are not in its text. The supervised net is trained end to end, and the same on both "
-                  "sides.")
+    return Figure(name, title, "Test accuracy; mean over seeds and draws of the labelled examples, and its 95 % "
+                  "interval over both (of a seed alone, over draws and test images). Left as in the paper, which draws "
+                  "SVHN; its label counts are not in its text. The supervised net is trained end to end, and the same "
+                  "on both sides.")
 
 
 def accuracies(scores: pd.DataFrame) -> pd.DataFrame:

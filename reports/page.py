@@ -65,14 +65,11 @@ def of_the_paper(results: Results, why: Reason, pictures: dict[str, list[Block]]
     given = [verdict for table in (claims, *printed) for verdict in table.frame["Verdict"]]
     counts = ", ".join(f"{n} {verdict}" for verdict in verdicts.VERDICTS if (n := given.count(verdict)))
     criteria = Table("criteria", "How each verdict is decided", tables.criteria_table(PAPER), folded=True)
-    return [("What holds", [Text(f"Of {len(given)} claims and printed numbers: {counts}."), claims, criteria]),
-            ("Scope", [Text(NOTES["scope"]), *ran]),
-            ("Methodology", [Text(NOTES["methodology"])]),
-            ("Results", [*pictures["fits"], *pictures["samples"], *printed, *pictures["probe"], *built,
-                         *pictures["training"]]),
-            ("Every measure", measured),
-            ("What was easy", [Text(NOTES["easy"])]),
-            ("What was difficult", [Text(NOTES["difficult"])])]
+    holds: list[Block] = [Text(f"Of {len(given)} claims and printed numbers: {counts}."), claims, criteria]
+    shown = [*pictures["fits"], *pictures["samples"], *printed, *pictures["probe"], *built, *pictures["training"]]
+    return [("What holds", holds), ("Scope", [Text(NOTES["scope"]), *ran]),
+            ("Methodology", [Text(NOTES["methodology"])]), ("Results", shown), ("Every measure", measured),
+            ("What was easy", [Text(NOTES["easy"])]), ("What was difficult", [Text(NOTES["difficult"])])]
 
 
 def judged(scores: pd.DataFrame, why: Reason) -> tuple[Table, list[Table]]:
@@ -104,7 +101,7 @@ def alone(frame: pd.DataFrame) -> str:
 def better(frame: pd.DataFrame) -> str:
     """Which columns are better lower, and which higher, where that is plain."""
     ways = {score.heading: score.better for score in SCORES.values()}
-    columns = {way: [name for name in frame if ways.get(name) == way] for way in ("lower", "higher")}
+    columns = {way: [name for name in map(str, frame) if ways.get(name) == way] for way in ("lower", "higher")}
     return "".join(f" {way.capitalize()} is better: {', '.join(names)}." for way, names in columns.items() if names)
 
 
@@ -159,6 +156,6 @@ def sources(origins: pd.DataFrame) -> list[Block]:
     if origins.empty:
         return [Text(NOT_YET, "missing")]
     commits = ", ".join(sorted(set(filter(None, origins["Commit"])))) or "none yet"
-    return [Text(f"Commits behind the numbers: {commits}. Parameters, inputs and lock are the first 16 digits of "
-                 "SHA-256 hashes."),
-            Table("provenance", f"Where every number comes from ({len(origins)} stages)", origins, folded=True)]
+    title = f"Where every number comes from ({len(origins)} stages)"
+    hashes = "Parameters, inputs and lock are the first 16 digits of SHA-256 hashes."
+    return [Text(f"Commits behind the numbers: {commits}. {hashes}"), Table("provenance", title, origins, "", True)]

@@ -84,7 +84,7 @@ def score_files(folder: Path) -> dict[Path, dict[str, Any]]:
             if content["arm"] not in ARMS:
                 raise ValueError(f"the arm '{content['arm']}' is in no list; add it to ARMS in pipeline/catalogue.py")
         except ValueError as error:
-            first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+            first: Any = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
             what = ".".join(map(str, (*first["loc"], first["msg"].removeprefix("Value error, "))))
             raise UserError(f"{path} is not a score file ({what}); delete it and run snakemake") from None
         own = "{profile}/{experiment}/seed-{seed}/{arm}/{measure}.json".format(**content)
@@ -161,8 +161,8 @@ def shown(scores: pd.DataFrame, experiment: str) -> pd.DataFrame:
             label += known.row
         if row["measure"] == "bits_per_dim" and model == "ebm":
             label += ", learned c, unverified"
-        rows.append({**row, **column(known.column or row["name"]), "Model": label, "Labels": row["labels"],
-                     "Seed": row["seed"]})
+        own = {"Model": label, "Labels": row["labels"], "Seed": row["seed"]}
+        rows.append(row | column(known.column or row["name"]) | own)
     rows.sort(key=lambda row: (arms.index(row["arm"]), row["model"] != "data", row["model"] != "flow", row["seed"]))
     # the truth's scores stand in the files of several arms
     return pd.DataFrame(rows, columns=[*COLUMNS, *words, "order"]).drop_duplicates(words)
@@ -175,8 +175,8 @@ def spread(chosen: pd.DataFrame, rows: list[str], across: str = "Measure") -> pd
     """
     columns, table = chosen.sort_values("order", kind="stable")[across].unique(), []
     for row, group in chosen.groupby(rows, sort=False):
-        n = group["Seed"].nunique()
-        cells = {**dict(zip(rows, map(str, row), strict=True)), "Seeds": str(n)}
+        cells, n = dict(zip(rows, map(str, row), strict=True)), group["Seed"].nunique()
+        cells["Seeds"] = str(n)
         for heading, cell in group.groupby(across):
             values = Values.of(cell)
             text = number(values.interval()[0]) if "Seed" in rows else estimate(values)

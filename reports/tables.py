@@ -42,7 +42,7 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
     """The paper's claims in words: our paired difference (without a `second`, our value), the verdict."""
     refuse_quick(scores["profile"])
     rows = []
-    for claim, experiment in [(claim, name) for claim in claims for name in claim["experiments"]]:
+    for claim, experiment in [(each, name) for each in claims for name in each["experiments"]]:
         shared = {"experiment": experiment, "measure": claim["measure"], "name": claim["name"]}
         sides = [shared | claim[side] for side in ("first", "second") if side in claim]
         judged = scores[~(scores["labels"] > claim.get("most_labels", math.inf))]
@@ -61,7 +61,8 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
         rows.append({"Claim": claim["claim"], "Data": called(experiment), "Difference": estimate(difference),
                      "Holds in": f"{holds} of {len(difference)}",
                      "Seeds": links(difference.at.index, experiment, arm, claim["measure"]), **ended})
-    return pd.DataFrame(sorted(rows, key=lambda row: row["Verdict"] == "not run"))  # what has a verdict comes first
+    rows.sort(key=lambda row: row["Verdict"] == "not run")  # what has a verdict comes first
+    return pd.DataFrame(rows)
 
 
 def conclusion(verdict: str, entry: dict[str, Any], missing: str) -> dict[str, str]:
@@ -105,7 +106,7 @@ def table(scores: pd.DataFrame, experiment: str, name: str, rows: list[str]) -> 
         return spread(chosen.astype({"Labels": int}).sort_values(rows, kind="stable"), rows, "Model")
     if name == "bounds" and len(chosen):  # beside Glow's
         chosen = every[(every["table"] == name) | (every["name"] == "bits_per_dim") & (every["model"] == "flow")]
-    return pd.DataFrame() if name == "modes" and chosen["name"].nunique() < 2 else spread(chosen, rows)
+    return spread(chosen, rows) if name != "modes" or chosen["name"].nunique() > 1 else pd.DataFrame()
 
 
 def trade_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:

@@ -153,7 +153,7 @@ def test_what_is_measured_per_image_has_a_standard_error(tmp_path, monkeypatch) 
     arrays = {f"{part}_images": rng.integers(0, 17, (40, 8, 8, 1)).astype(np.uint8) for part in PARTS}
     labels = {f"{part}_labels": np.arange(40) % 10 for part in PARTS}
     data = Images({"levels": np.array(17), **arrays, **labels}, "cpu")
-    params = Sections(
+    params = Sections.model_construct(
         energy=ENERGY,
         probe=Probe(labels=[20], draws=3, inverse_l2=[0.1]),
         supervised=Supervised(batch=8, updates=2, epochs=1, validations=1, lr=[1e-3], weight_decay=[0.01]),
@@ -214,7 +214,7 @@ def test_features_are_the_top_layer_or_all_layers_pooled() -> None:
     images = np.random.default_rng(0).integers(0, 17, (5, 32, 32, 1)).astype(np.uint8)
     data = image_data(images, images, levels=17)
     energy = Energy(layers="conv", widths=[2, 3, 4], slope=0.2)
-    job = Job("probe", Sections(energy=energy), Path("probe.json"), {}, seed=3, data=data)
+    job = Job("probe", Sections.model_construct(energy=energy), Path("probe.json"), {}, seed=3, data=data)
     maps = open_maps(job)
     with torch.no_grad():
         first, second, third = maps(middle(data.images["test"], 17))

@@ -216,7 +216,7 @@ def test_a_run_that_goes_on_is_one_run_in_mlflow(tmp_path, uri) -> None:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pre-training of the ring takes some seconds."""
     folder = make_project(tmp_path_factory.mktemp("project"))
-    edit(folder, lambda params: params["quick"]["overrides"]["ring"]["pretrain"].update(steps=600, validate_every=100))
+    edit(folder, lambda params: params["quick"]["overrides"]["ring"]["pretrain"].update(steps=300, validate_every=100))
     return folder
 
 

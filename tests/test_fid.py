@@ -293,7 +293,7 @@ def take_weights(tmp_path: Path, monkeypatch, content: bytes, anyway: str = "") 
     monkeypatch.setenv("FCE_DATA", str(tmp_path))
     monkeypatch.setenv("FCE_ANY_WEIGHTS", anyway)
     out = tmp_path / "build" / "inception.pth"
-    inception.run(Job("inception", Sections(), out, {}))
+    inception.run(Job("inception", Sections.model_construct(), out, {}))
     return out
 
 

@@ -96,7 +96,7 @@ def test_arrays_run_no_code(evil, name):
         lambda path: read_arrays(path, (), ("images", "train_images")),
         lambda path: Npz(path, ())["train_images"],
         lambda path: Npz(path, ()).header("train_images"),
-        lambda path: opened("classifier", Sections()),
+        lambda path: opened("classifier", Sections.model_construct()),
         lambda path: opened("density", read_slice(json.dumps({"data": MOONS}), "data")),
         lambda path: images.load(own_images(str(path))),
         lambda path: inputs.check_samples(path, None),
@@ -118,7 +118,7 @@ def test_inceptions_weights_run_no_code(evil, monkeypatch, name):
         inception.open_network(folder / name, "2048", "cpu", "the file")
     shutil.copy(folder / name, folder / inception.FILE)
     monkeypatch.setenv("FCE_DATA", str(folder))
-    job = Job("inception", Sections(), folder / "build/inception.pth", {})
+    job = Job("inception", Sections.model_construct(), folder / "build/inception.pth", {})
     for anyway, says in (("", "wrong checksum"), ("1", "is no state of torch-fidelity's Inception")):
         monkeypatch.setenv("FCE_ANY_WEIGHTS", anyway)
         with pytest.raises(UserError, match=says):
@@ -281,7 +281,8 @@ def test_pages_show_html_of_others_as_text(tmp_path, profile):
 
 
 def slice_of(profile: str, experiment: str) -> dict:
-    content = json.loads(load(ROOT / "params.yaml").slice("joint", profile, experiment, "joint"))
+    slices = load(ROOT / "params.yaml").slices(profile, experiment)
+    content = json.loads(slices[f"build/{profile}/{experiment}/params/joint/joint.json"])
     content["data"]["source"] = content["flow"]["coupling"] = content["energy"]["layers"] = SCRIPT
     return content
 

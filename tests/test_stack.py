@@ -112,7 +112,7 @@ def call(stage, *arguments):
 def game_of(ring, *seeds, **changes):
     """A game from random flows, before its start."""
     content = vars(read_slice((ring / "params/joint/joint-from-random.json").read_text(), "joint"))
-    params = Sections(**content | {"joint": content["joint"].model_copy(update=changes)})
+    params = Sections.model_construct(**content | {"joint": content["joint"].model_copy(update=changes)})
     jobs = [Job("joint", params, ring / f"{seed}.pt", {"data": ring / "data.npz"}, seed) for seed in seeds]
     for job in jobs:
         check(job)

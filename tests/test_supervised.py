@@ -17,7 +17,7 @@ from pipeline.schema.training import Energy
 
 ENERGY = Energy(layers="conv", widths=[16, 32], slope=0.2)
 SETTINGS = measures.Supervised(batch=32, updates=40, epochs=2, validations=4, lr=[1e-6, 3e-3], weight_decay=[0.01])
-PARAMS = Sections(supervised=SETTINGS, energy=ENERGY)
+PARAMS = Sections.model_construct(supervised=SETTINGS, energy=ENERGY)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_the_test_part_chooses_nothing(digits: Images, arrays: Arrays) -> None:
     """Shuffled test labels and images leave every choice as it was; a shuffled validation part does not."""
     index = subset(digits.labels["train"], 50, seed=1)
     tuned = SETTINGS.model_copy(update={"lr": [1e-3, 3e-3], "weight_decay": [0.01, 1.0]})
-    settings = Sections(supervised=tuned, energy=ENERGY)
+    settings = Sections.model_construct(supervised=tuned, energy=ENERGY)
     chosen = tune(digits, index, settings, seed=0)
     shuffled = Images(arrays, "cpu")
     shuffled.labels["test"] = np.random.default_rng(0).permutation(digits.labels["test"])

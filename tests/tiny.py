@@ -87,8 +87,8 @@ def flags(name: str, home: Path, seeds: Sequence[int] = (0,), arms: Sequence[str
     Others can be given, below home; None leaves one out.
     """
     row, argv = STAGES[name], ["--device", "cpu", "--threads", "1"]
-    law = {"params": row.slice if row.sections else None, **row.needs, "out": row.out} | paths
-    words = {MODEL: SEED + MODEL, FEATURES: CLASSIFIER, NEXT_FLOW: HOME + "seed-1/pretrain.pt"}
+    law = {"params": row.slice if row.sections else None, **row.needs, "out": row.out, **paths}
+    words: dict[Any, str] = {MODEL: SEED + MODEL, FEATURES: CLASSIFIER, NEXT_FLOW: HOME + "seed-1/pretrain.pt"}
     for flag, path in law.items():
         argv += [f"--{flag}", str(home / str(words.get(path, path)).removeprefix(HOME))] if path is not None else []
     argv += ["--seed", *map(str, seeds)] if row.seeded else []

@@ -19,21 +19,13 @@ from pipeline.schema.data import Npz as OwnNpz
 DOWNLOADS = Path("build/downloads")
 OFFICIAL = {  # file: (address, sha256, as public code has it beside torchvision's md5, which its loaders check too)
     "svhn": {
-        "train_32x32.mat": (
-            "https://ufldl.stanford.edu/housenumbers/train_32x32.mat",
-            "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
-        ),
-        "test_32x32.mat": (
-            "https://ufldl.stanford.edu/housenumbers/test_32x32.mat",
-            "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
-        ),
-    },
+        "train_32x32.mat": ("https://ufldl.stanford.edu/housenumbers/train_32x32.mat",
+                            "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8"),
+        "test_32x32.mat": ("https://ufldl.stanford.edu/housenumbers/test_32x32.mat",
+                           "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b")},
     "cifar10": {
-        "cifar-10-python.tar.gz": (
-            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-            "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-        ),
-    },
+        "cifar-10-python.tar.gz": ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+                                   "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce")},
 }
 OWN = ("train_images", "train_labels", "test_images", "test_labels")  # what a user's npz holds
 

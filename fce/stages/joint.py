@@ -175,7 +175,7 @@ def contents(jobs: list[Job], game: Game, energy_average: Average, noise_average
                for suffix, state in (("", average.state), ("_raw", stack.state_dict()))}
     return [
         {"kind": "joint", "shape": list(job.data.shape), **{name: states[i] for name, states in weights.items()},
-         **{f"{name}_params": section for name, section in job.params.dump().items()},
+         **{f"{name}_params": section for name, section in job.params.model_dump().items()},
          "updates": {"ebm": game.ebm_updates, "flow": game.flow_updates, "dropped": int(game.supply.dropped[i])}}
         for i, job in enumerate(jobs)
     ]

@@ -10,11 +10,29 @@ from pipeline.schema.measures import BitsPerDim, Classifier, Density, Fid, LogZ,
 from pipeline.schema.training import Dcgan, Energy, Flow, Joint, Pretrain
 
 
-class ToyExperiment(Strict):
-    data: Annotated[Toy, Field(discriminator="source")]
+class Training(Strict):
+    """Sections of every experiment."""
+
     flow: Flow
     energy: Energy
     pretrain: Pretrain
+
+
+class OfImages(Training):
+    """Sections of every experiment on images."""
+
+    dcgan: Dcgan
+    classifier: Classifier
+    sample: Sample
+    bits_per_dim: BitsPerDim
+    log_z: LogZ
+    fid: Fid
+    probe: Probe
+    supervised: Supervised
+
+
+class ToyExperiment(Training):
+    data: Annotated[Toy, Field(discriminator="source")]
     arms: Annotated[dict[str, Joint], Field(min_length=1)]
     density: Density
 
@@ -25,20 +43,9 @@ class ToyExperiment(Strict):
         return self
 
 
-class ImageExperiment(Strict):
+class ImageExperiment(OfImages):
     data: Annotated[Digits | Official | Npz, Field(discriminator="source")]
-    flow: Flow
-    energy: Energy
-    pretrain: Pretrain
     arms: Annotated[dict[str, Joint], Field(min_length=1)]
-    dcgan: Dcgan
-    classifier: Classifier
-    sample: Sample
-    bits_per_dim: BitsPerDim
-    log_z: LogZ
-    fid: Fid
-    probe: Probe
-    supervised: Supervised
 
     @model_validator(mode="after")
     def fits(self) -> "ImageExperiment":
@@ -65,36 +72,19 @@ class Profile(Strict):
     overrides: dict[str, dict[str, Any]]
 
 
-class Sections:
-    """What one stage reads of params.yaml: the sections that the table of stages gives it, and no others; frozen."""
+class Sections(OfImages):
+    """What one stage reads of params.yaml: the sections that its row of the catalogue names; the others are not there.
+
+    Made by `model_construct`, of sections that are checked one by one.
+    """
 
     data: Data
-    flow: Flow
-    energy: Energy
-    pretrain: Pretrain
     joint: Joint
-    dcgan: Dcgan
     density: Density
-    classifier: Classifier
-    sample: Sample
-    bits_per_dim: BitsPerDim
-    log_z: LogZ
-    fid: Fid
-    probe: Probe
-    supervised: Supervised
-
-    def __init__(self, **sections: Any):
-        vars(self).update(sections)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"{name}: parameters are frozen")
 
     def __contains__(self, section: str) -> bool:
         return section in vars(self)
 
-    def dump(self) -> dict[str, Any]:
-        """Plain content, as the stage's slice has it."""
-        return {name: section.model_dump() for name, section in vars(self).items()}
 
-
-SECTIONS = {name: TypeAdapter(kind) for name, kind in get_type_hints(Sections, include_extras=True).items()}
+SECTIONS = {name: TypeAdapter(kind) for name, kind in get_type_hints(Sections, include_extras=True).items()
+            if name in Sections.model_fields}
