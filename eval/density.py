@@ -132,10 +132,8 @@ def integrals(cells: Cells, as_trained: Tensor) -> dict[str, float]:
     mass, true_mass = (torch.zeros(cells.modes, dtype=p.dtype).index_add(0, cells.mode, values)
                        for values in (p, truth))
     return {
-        "kl": divergence(cells.truth, log_p, cells.box),
-        "jsd": jensen_shannon(cells.truth, log_p, cells.box),
-        "total_variation": 0.5 * cells.integral((truth - p).abs()),
-        "log_z_error": log_z,
+        "kl": divergence(cells.truth, log_p, cells.box), "jsd": jensen_shannon(cells.truth, log_p, cells.box),
+        "total_variation": 0.5 * cells.integral((truth - p).abs()), "log_z_error": log_z,
         "mass_outside": 1 - cells.integral(p.where(cells.inside, 0)),
         **{f"mode_mass_{i}": share for i, share in enumerate((mass / true_mass).tolist())},
     }

@@ -14,8 +14,9 @@ from pipeline.errors import UserError
 from pipeline.files import write_bytes
 from pipeline.params import PROFILES
 from reports.blocks import Table, markdown, markdown_table, plain
-from reports.page import PAPER, content
+from reports.page import content
 from reports.verdicts import VERDICTS
+from reports.words import PAPER
 
 
 def render(profile: str, build: Path, page: Path) -> None:

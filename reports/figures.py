@@ -23,7 +23,7 @@ from pipeline.files import read_arrays, write_bytes
 from reports.blocks import Figure
 from reports.scores import Reason, Results, by_seed, curves
 from reports.verdicts import Values
-from reports.words import SAMPLES, called
+from reports.words import NOTES, SAMPLES, called
 
 WIDTH = 7.0  # inches, the report's text column
 GRID = 8  # a sample figure shows the first 8 x 8 images, not chosen ones
@@ -106,10 +106,7 @@ def densities(results: Results, experiments: list[str], out: Path, why: Reason) 
         ax.set_title(panel)
     sns.despine(canvas, left=True, bottom=True)
     save(canvas, out, name, pd.DataFrame(rows), results.profile)
-    caption = ("Joint training from a random Glow, as in the paper; the first seed, not a chosen one. One colour scale "
-               "in a row, from 0 to the maximum of the truth; the EBM is normalised by quadrature. Below: mean "
-               "log-likelihood of held-out points, in nats.")
-    return Figure(name, title, caption + (f" Missing: {left_out}." if left_out else ""))
+    return Figure(name, title, NOTES[name] + (f" Missing: {left_out}." if left_out else ""))
 
 
 def errors(results: Results, experiments: list[str], out: Path, why: Reason) -> Figure:
@@ -135,10 +132,7 @@ def errors(results: Results, experiments: list[str], out: Path, why: Reason) -> 
                "mse_ema", "mse_ema_normalised"]
     data = pd.concat(runs, names=["experiment"]).reset_index("experiment")
     save(canvas, out, name, data[columns], results.profile)
-    return Figure(name, title, f"{called(experiment).capitalize()}, held-out points; mean over seeds, band from the "
-                  "lowest to the highest. Top left as in the paper; top right over CPU seconds, which count the flow's "
-                  "updates too (a run's share where seeds train side by side). The constant c is learned, or replaced "
-                  "by log Z from quadrature.")
+    return Figure(name, title, f"{called(experiment).capitalize()}, {NOTES[name]}")
 
 
 def samples(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
@@ -184,10 +178,7 @@ def probe(results: Results, experiments: list[str], out: Path, why: Reason) -> F
         row[0].set_ylabel("accuracy")
     legend(canvas, axes[0])
     save(canvas, out, name, chosen, results.profile)
-    return Figure(name, title, "Test accuracy; mean over seeds and draws of the labelled examples, and its 95 % "
-                  "interval over both (of a seed alone, over draws and test images). Left as in the paper, which draws "
-                  "SVHN; its label counts are not in its text. The supervised net is trained end to end, and the same "
-                  "on both sides.")
+    return Figure(name, title, NOTES[name])
 
 
 def accuracies(scores: pd.DataFrame) -> pd.DataFrame:

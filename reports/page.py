@@ -9,15 +9,12 @@ import pandas as pd
 
 from pipeline.catalogue import ROOT, SCORES
 from pipeline.files import write_bytes
-from pipeline.params import load, read
+from pipeline.params import load
 from reports import tables, verdicts
 from reports.blocks import Block, Section, Table, Text, plain
 from reports.origins import NOT_YET, failures, left_over, provenance, why_missing
 from reports.scores import Reason, Results, convergence, curves
-from reports.words import called
-
-PAPER = read(Path(__file__).with_name("paper.yaml"))
-NOTES = PAPER["notes"]
+from reports.words import NOTES, PAPER, called
 
 
 def content(profile: str, build: Path, out: Path) -> list[Section]:

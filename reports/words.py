@@ -1,4 +1,12 @@
-"""Words of the report alone: what it calls experiments, models and the paper's figures."""
+"""Words of the report alone: what it calls experiments, models and the paper's figures; and paper.yaml."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.params import read
+
+PAPER: dict[str, Any] = read(Path(__file__).with_name("paper.yaml"))
+NOTES: dict[str, str] = PAPER["notes"]
 
 DATA = {"svhn": "SVHN", "cifar10": "CIFAR-10", "digits": "digits (8×8, not the paper's)",
         "ring-tight": "ring, tight modes", "ring-paper": "ring, the paper's literal recipe"}

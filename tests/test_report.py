@@ -18,10 +18,9 @@ from pipeline.catalogue import ROOT, SCORES, score
 from pipeline.errors import UserError
 from pipeline.params import load
 from reports import build, figures, origins, scores, tables, verdicts
-from reports.page import PAPER
 from reports.scores import Results
 from reports.verdicts import Values
-from reports.words import called
+from reports.words import PAPER, called
 
 SETTINGS = load(ROOT / "params.yaml")
 TABLE1, TABLE2 = PAPER["values"]

@@ -60,17 +60,8 @@ class Glow(Sampler):
 
     initialized: Tensor
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        levels: int,
-        steps: int,
-        width: int,
-        layers: str,
-        coupling: str,
-        scale_floor: float,
-        input: str,  # noqa: A002 - its name in params.yaml
-    ):
+    def __init__(self, shape: tuple[int, ...], levels: int, steps: int, width: int, layers: str, coupling: str,
+                 scale_floor: float, input: str):  # noqa: A002 - its name in params.yaml
         super().__init__()
         self.shape, self.dims, self.conv = tuple(shape), math.prod(shape), layers == "conv"
         self.logit = Logit() if input == "logit" else None

@@ -1,8 +1,8 @@
 """The `data:` section of an experiment, by its source."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from pipeline.schema.kinds import Amount, Few, Length, Seed, Spread, Strict
 
@@ -19,49 +19,20 @@ class Points(Strict):
         return self.model_dump(exclude={"source", "validation", "test"})
 
 
-class Ring(Points):
-    source: Literal["ring"]
-    modes: Few
-    radius: Length
-    std: Length
+DENSITIES: dict[str, dict[str, Any]] = {  # source: its parameters, as its maker in fce/data/toy.py takes them
+    "ring": {"modes": Few, "radius": Length, "std": Length},
+    "pinwheel": {"arms": Few, "radial_std": Spread, "tangential_std": Spread, "rate": Length, "scale": Length},
+    "spiral": {"turns": Length, "radius": Length, "std": Length, "components": Few},
+    "checkerboard": {"squares": Annotated[int, Field(ge=2, le=64)], "side": Length},
+    "moons": {"std": Length, "scale": Length, "components": Few},
+    "rings": {"count": Few, "radius": Length, "std": Length, "components": Few},
+}
 
 
-class Pinwheel(Points):
-    source: Literal["pinwheel"]
-    arms: Few
-    radial_std: Spread
-    tangential_std: Spread
-    rate: Length
-    scale: Length
-
-
-class Spiral(Points):
-    source: Literal["spiral"]
-    turns: Length
-    radius: Length
-    std: Length
-    components: Few
-
-
-class Checkerboard(Points):
-    source: Literal["checkerboard"]
-    squares: Annotated[int, Field(ge=2, le=64)]
-    side: Length
-
-
-class Moons(Points):
-    source: Literal["moons"]
-    std: Length
-    scale: Length
-    components: Few
-
-
-class Rings(Points):
-    source: Literal["rings"]
-    count: Few
-    radius: Length
-    std: Length
-    components: Few
+def model_of(source: str) -> type[Points]:
+    """Of a density's `data:` section."""
+    fields: dict[str, Any] = {"source": Literal[source], **DENSITIES[source]}
+    return create_model(source.capitalize(), __base__=Points, **{name: (kind, ...) for name, kind in fields.items()})
 
 
 class Digits(Strict):
@@ -93,7 +64,11 @@ class Npz(Strict):
     split_seed: Seed
 
 
-Toy = Ring | Pinwheel | Spiral | Checkerboard | Moons | Rings
-Data = Annotated[Toy | Digits | Official | Npz, Field(discriminator="source")]
-TOY_SOURCES = tuple(get_args(model.model_fields["source"].annotation)[0] for model in get_args(Toy))
+TOY_SOURCES = tuple(DENSITIES)
 SOURCES = (*TOY_SOURCES, "digits", "svhn", "cifar10", "npz")
+if TYPE_CHECKING:
+    Toy = Points
+    Data = Points | Digits | Official | Npz
+else:
+    Toy = Annotated[Union[tuple(map(model_of, DENSITIES))], Field(discriminator="source")]  # noqa: UP007 - of a list
+    Data = Annotated[Toy | Digits | Official | Npz, Field(discriminator="source")]

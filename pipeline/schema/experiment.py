@@ -32,7 +32,7 @@ class OfImages(Training):
 
 
 class ToyExperiment(Training):
-    data: Annotated[Toy, Field(discriminator="source")]
+    data: Toy
     arms: Annotated[dict[str, Joint], Field(min_length=1)]
     density: Density
 
