@@ -1,4 +1,4 @@
-"""Checkpoints of every model: how they are made up, and the one place where they are opened.
+"""The one place where any model's checkpoint is opened.
 
 A checkpoint says its `kind`, which is the stage that makes it: `pretrain` (a Glow), `joint` (an EBM and its noise
 model) or `dcgan`. It holds weights and how to build the networks; nothing is guessed from its name.
@@ -7,55 +7,17 @@ model) or `dcgan`. It holds weights and how to build the networks; nothing is gu
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from fce.data.batches import Images, Points
 from fce.dcgan import Discriminator, Generator, make_dcgan
 from fce.energy import EnergyModel, make_energy
 from fce.flow.glow import Glow, make_glow
 from fce.flow.sampler import Gaussian, Sampler
+from fce.flow.start import open_flow
 
 Checkpoint = Mapping[str, Any]
-INIT_BATCH = 1024  # points or images for the data-dependent initialisation (openai/glow: 256)
 
 
 def frozen(model: Any, device: str) -> Any:
     return model.eval().requires_grad_(False).to(device)
-
-
-def start_flow(data: Points | Images, flow: Mapping[str, Any], generator: torch.Generator, device: str) -> Glow:
-    """A Glow of a `flow:` section with its weights drawn and its actnorms initialised on data."""
-    model = make_glow(data.shape, **flow).to(device)
-    model.initialize(initial_batch(data, generator))
-    return model
-
-
-def initial_batch(data: Points | Images, generator: torch.Generator, images: int = INIT_BATCH) -> Tensor:
-    """The data that a noise model's statistics are initialised on: points, or at most so many images."""
-    return data.batch(INIT_BATCH if isinstance(data, Points) else min(images, len(data.images["train"])), generator)
-
-
-def flow_checkpoint(flow: Mapping[str, Tensor], shape: tuple[int, ...], flow_params: dict[str, Any],
-                    data_params: dict[str, Any]) -> dict[str, Any]:
-    """A Glow's weights, and how to build it."""
-    return {"kind": "pretrain", "flow": flow, "flow_params": flow_params, "shape": list(shape),
-            "data_params": data_params}
-
-
-def dcgan_checkpoint(
-    generator: Generator, discriminator: Discriminator, dcgan_params: dict[str, Any]
-) -> dict[str, Any]:
-    """Both players' weights, and how to build them."""
-    return {"kind": "dcgan", "generator": generator.state_dict(), "discriminator": discriminator.state_dict(),
-            "shape": list(generator.shape), "dcgan_params": dcgan_params}
-
-
-def open_flow(checkpoint: Checkpoint, device: str = "cpu") -> Glow:
-    """The Glow of a `pretrain` checkpoint, as it goes on learning."""
-    flow = make_glow(tuple(checkpoint["shape"]), **checkpoint["flow_params"])
-    flow.load_state_dict(checkpoint["flow"])
-    return flow.to(device)
 
 
 def open_players(checkpoint: Checkpoint, device: str = "cpu", raw: bool = False) -> tuple[EnergyModel, Glow | Gaussian]:

@@ -77,6 +77,11 @@ class Stack:
             self.compiled[method] = torch.compile(call, dynamic=False, mode="reduce-overhead" if on_gpu else "default")
         return self.compiled[method]
 
+    def begin_step(self) -> None:
+        """Tell CUDA graphs that a step begins; where there are none, that would load the compiler, for seconds."""
+        if self.compiled is not None:
+            torch.compiler.cudagraph_mark_step_begin()
+
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-densities [S, B] in nats at x [S, B, ...]."""
         result: Tensor = self("log_prob", x)

@@ -74,7 +74,7 @@ class Supply:
         return batch
 
     def minibatch(self) -> Minibatch:
-        torch.compiler.cudagraph_mark_step_begin()
+        self.noise.begin_step()
         return Minibatch.of(self.noise, self.points(), self.eps())
 
     def flow_moved(self) -> None:

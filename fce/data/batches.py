@@ -46,6 +46,13 @@ class Points:
         return self.arrays[name].to(self.device)
 
 
+def shape_of(arrays: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
+    """Of an array; one that is still in its file is not read for it."""
+    header = getattr(arrays, "header", None)
+    shape: tuple[int, ...] = header(name)[0] if header else arrays[name].shape
+    return shape
+
+
 class Parts(dict[str, Any]):
     """What is made of each part of the data, when it is first asked for."""
 
@@ -70,7 +77,7 @@ class Images:
         self.arrays, self.device, self.levels = arrays, device, int(arrays["levels"])
         self.images = Parts(lambda part: to_tensor(arrays[f"{part}_images"]).to(device))
         self.labels = Parts(lambda part: arrays[f"{part}_labels"])
-        _, self.side, _, channels = arrays["train_images"].shape
+        self.count, self.side, _, channels = shape_of(arrays, "train_images")
         self.dims, self.shape = self.side**2 * channels, (channels, padded(self.side), padded(self.side))
         self.order, self.at = torch.empty(0, dtype=torch.long), 0
 
@@ -80,11 +87,10 @@ class Images:
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
         """n training images [n, C, H, W] in model coordinates; every image once per pass."""
-        total = len(self.images["train"])
-        if n > total:
-            raise ValueError(f"batch: {n}, but there are only {total} training images")
+        if n > self.count:
+            raise ValueError(f"batch: {n}, but there are only {self.count} training images")
         if self.at + n > len(self.order):
-            self.order, self.at = torch.randperm(total, generator=generator, device=self.device), 0
+            self.order, self.at = torch.randperm(self.count, generator=generator, device=self.device), 0
         index = self.order[self.at : self.at + n]
         self.at += n
         return dequantize(self.images["train"][index], self.levels)

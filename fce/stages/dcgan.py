@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fce.dcgan import make_dcgan
-from fce.models import dcgan_checkpoint
 from pipeline.checkpoint import save
 from pipeline.errors import Stopped
 from pipeline.job import Job
@@ -60,7 +59,8 @@ def run(job: Job) -> None:
             progress(step, **losses)
         keeper.tick()
     keeper.save()
-    save(job.out, {**dcgan_checkpoint(generator, discriminator, settings.model_dump()), "provenance": job.provenance()})
+    save(job.out, {"kind": "dcgan", "generator": generator.state_dict(), "discriminator": discriminator.state_dict(),
+                   "shape": list(data.shape), "dcgan_params": settings.model_dump(), "provenance": job.provenance()})
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -102,7 +102,7 @@ def open_data(job: Job) -> batches.Points | batches.Images:
 
 
 def check_batch(section: str, batch: int, data: batches.Points | batches.Images) -> None:
-    count = len(data.arrays["train_images"]) if isinstance(data, batches.Images) else batch
+    count = data.count if isinstance(data, batches.Images) else batch
     if batch > count:
         raise UserError(f"{section}.batch: {batch}, but there are only {count} training images; lower it")
     if batch % processes.count():
@@ -112,7 +112,7 @@ def check_batch(section: str, batch: int, data: batches.Points | batches.Images)
 
 def check_samples(path: Path, data: batches.Images) -> None:
     drawn = Npz(path, ("images",))
-    found, wanted = drawn.header("images")[0][1:], data.arrays["test_images"].shape[1:]
+    found, wanted = drawn.header("images")[0][1:], batches.shape_of(data.arrays, "test_images")[1:]
     if found != wanted or ("levels" in drawn and int(drawn["levels"]) != data.levels):
         raise UserError(f"--samples: {path} holds images {found}, --data images {wanted}, or with other grey levels: "
                         "give those of one experiment")

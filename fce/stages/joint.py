@@ -12,8 +12,8 @@ from fce.energy import make_energy
 from fce.flow.coupling import net_precision
 from fce.flow.glow import Glow
 from fce.flow.sampler import Gaussian
+from fce.flow.start import initial_batch, open_flow, start_flow
 from fce.game import Diverged, Game
-from fce.models import initial_batch, open_flow, start_flow
 from fce.objective import Switch, value
 from fce.optim import Average
 from fce.stack import Stack

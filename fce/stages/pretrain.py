@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fce import parallel
 from fce.flow.coupling import net_precision
-from fce.models import flow_checkpoint, start_flow
+from fce.flow.start import start_flow
 from fce.optim import Average, lr_factor, make_optimizer, set_lr
 from fce.stack import Stack
 from fce.stack import State as Weights
@@ -59,7 +59,7 @@ def train(jobs: list[Job]) -> None:
         set_lr(optimizer, [settings.lr], factor)
         x = torch.stack([points.batch(settings.batch, g) for points, g in zip(data, generators, strict=True)])
         with net_precision(settings.precision):
-            torch.compiler.cudagraph_mark_step_begin()
+            flow.begin_step()
             loss = -flow.log_prob(parallel.share(x, 1)).mean(1)
             flow.backward(loss)
         norms = flow.clip(settings.clip)
@@ -120,5 +120,5 @@ def evaluate(flow: Stack, x: Tensor, batch: int = 500) -> list[float]:
 
 def content(job: Job, weights: Weights) -> dict[str, Any]:
     """The checkpoint of one run."""
-    params = job.params
-    return flow_checkpoint(weights, job.data.shape, params.flow.model_dump(), params.data.model_dump())
+    return {"kind": "pretrain", "flow": weights, "shape": list(job.data.shape),
+            **{f"{name}_params": section for name, section in job.params.model_dump(include={"flow", "data"}).items()}}

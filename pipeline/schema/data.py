@@ -31,8 +31,9 @@ DENSITIES: dict[str, dict[str, Any]] = {  # source: its parameters, as its maker
 
 def model_of(source: str) -> type[Points]:
     """Of a density's `data:` section."""
-    fields: dict[str, Any] = {"source": Literal[source], **DENSITIES[source]}
-    return create_model(source.capitalize(), __base__=Points, **{name: (kind, ...) for name, kind in fields.items()})
+    kinds = {"source": Literal[source], **DENSITIES[source]}
+    fields: dict[str, Any] = {name: (kind, ...) for name, kind in kinds.items()}
+    return create_model(source.capitalize(), __base__=Points, **fields)
 
 
 class Digits(Strict):
