@@ -50,7 +50,8 @@ pull: install  ## outputs from the DVC remote, marked as up to date for Snakemak
 	  "dvc remote add --default NAME PLACE (a folder, ssh://..., s3://...), then make pull"; exit 2; }
 	@test -f dvc.lock || { echo "there is no dvc.lock, which says what to fetch; it is committed with what is published"; exit 2; }
 	dvc pull --allow-missing
-	snakemake --cores 1 --touch --forceall $$(ls -d build/*/*/scores.txt build/report/*/index.html)
+	@ls build/*/*/scores.txt > /dev/null 2>&1 || { echo "the remote holds nothing of what dvc.lock names"; exit 2; }
+	snakemake --cores 1 --touch --forceall $$(ls build/*/*/scores.txt build/report/*/index.html 2> /dev/null)
 
 COMPILE = $(VENV)/bin/uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
   --no-header --no-annotate -q

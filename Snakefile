@@ -40,8 +40,7 @@ def either(names):
 
 def run_of(wildcards):
     """Profile, experiment and, where they have them, seed and arm."""
-    given = dict(wildcards.items())
-    return given | ({"seed": int(given["seed"])} if "seed" in given else {})
+    return dict(wildcards) | ({"seed": int(wildcards.seed)} if "seed" in wildcards.keys() else {})
 
 
 def is_images(wildcards):
@@ -83,11 +82,21 @@ rule densities:
         "{FCE} report --profile full --build build --out build/report/full/index.html"
 
 
-# Stage parameters as files. They are written when they are not what params.yaml says, and else left alone, however new
-# that file is: its date says nothing.
+def slice_path(wildcards):
+    return (HOME + "params/{slice}.json").format(**wildcards)
+
+
+def source_of(wildcards):
+    """params.yaml, whose date says nothing while a slice is what it says."""
+    path = Path(slice_path(wildcards))
+    same = path.exists() and path.read_text() == SLICES[str(path)]
+    return ancient("params.yaml") if same else "params.yaml"
+
+
+# A stage's parameters, as a file: written where they are not what params.yaml says, and else left alone.
 rule params:
     input:
-        lambda wildcards: "params.yaml" if is_stale(wildcards) else ancient("params.yaml"),
+        source_of,
     output:
         HOME + "params/{slice}.json",
     wildcard_constraints:
@@ -96,15 +105,6 @@ rule params:
         text=lambda wildcards: SLICES[slice_path(wildcards)],
     shell:
         "printf %s {params.text:q} > {output}"
-
-
-def slice_path(wildcards):
-    return (HOME + "params/{slice}.json").format(**dict(wildcards.items()))
-
-
-def is_stale(wildcards):
-    path = Path(slice_path(wildcards))
-    return not path.exists() or path.read_text() != SLICES[str(path)]
 
 
 # A rule for each stage: of images, a job is one run. Functions are made here for each stage: what stands in a rule itself

@@ -42,7 +42,7 @@ def is_official(digest: str) -> bool:
 
 def open_network(path: Path, layer: str, device: str, what: str) -> Any:
     """torch-fidelity's Inception with the weights of a file; UserError, which begins with `what`, where it has none."""
-    from torch_fidelity.utils import create_feature_extractor
+    from torch_fidelity.utils import create_feature_extractor  # takes seconds to import
 
     try:
         load(path)  # tensors only: torch-fidelity would run what code an unknown file holds
