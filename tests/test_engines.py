@@ -25,8 +25,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout with a quick profile of seconds, which also has own images, as the README says."""
     folder = make_project(tmp_path_factory.mktemp("project"))
     rng = np.random.default_rng(0)
-    images = {f"{part}_images": rng.integers(0, 256, (n, 8, 8, 3), np.uint8) for part, n in (("train", 120), ("test", 60))}
-    np.savez(folder / "mine.npz", **images, train_labels=np.arange(120) % 10, test_labels=np.arange(60) % 10)
+    arrays = {}
+    for part, n in (("train", 120), ("test", 60)):
+        images = rng.integers(0, 256, (n, 8, 8, 3), np.uint8)
+        arrays |= {f"{part}_images": images, f"{part}_labels": np.arange(n) % 10}
+    np.savez(folder / "mine.npz", **arrays)
     block = re.search(r"```yaml\n(experiments:\n  mine:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert block
     entry: dict[str, Any] = YAML(typ="safe", pure=True).load(block[1])["experiments"]["mine"]
@@ -80,7 +83,8 @@ def test_a_look_writes_nothing(project: Path) -> None:
 def test_switching_engines_reruns_only_what_changed(project: Path) -> None:
     # 1: a clean run by Snakemake makes everything; 2, 3: DVC then has nothing to do, nor has Snakemake
     first = run(project, SNAKEMAKE)
-    baselines = {f"{name}/seed-0/{arm}" for name in ("digits", "mine") for arm in ("dcgan/fid", "supervised/supervised")}
+    measured = ("dcgan/fid", "supervised/supervised")
+    baselines = {f"{name}/seed-0/{place}" for name in ("digits", "mine") for place in measured}
     assert {"ring/data", "digits/seed-0/residual/joint", "mine/seed-0/joint/log_z", *DENSITIES, *baselines} <= first
     assert (project / "build/report/quick/index.html").stat().st_size > 10_000
     assert run(project, DVC) == set()
@@ -132,7 +136,8 @@ def test_a_clone_gets_outputs_from_a_remote_and_goes_on(project: Path, tmp_path:
 
 def test_without_a_remote_pull_says_what_is_missing(tmp_path: Path) -> None:
     folder = make_project(tmp_path)
-    done = subprocess.run(["make", "-o", "install", "pull"], cwd=folder, env=environment(), capture_output=True, text=True)
+    command = ["make", "-o", "install", "pull"]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode != 0 and "no DVC remote is set" in done.stdout and "dvc remote add" in done.stdout
 
 
@@ -185,7 +190,8 @@ def test_a_measure_and_an_arm_are_two_files_each(project: Path) -> None:
 ''', 1).replace("SCORES = {\n", 'SCORES = {\n    "brightness": Score("brightness", "grey levels"),\n', 1))
     assert len(call(project, "git status --porcelain").splitlines()) == 2
     edit(project, lambda params: params["quick"].update(experiments=["digits"]))
-    assert run(project, SNAKEMAKE) == {f"digits/seed-{seed}/{arm}/brightness" for seed in (0, 1) for arm in ("mle", "joint")}
+    flows = {f"digits/seed-{seed}/{arm}" for seed in (0, 1) for arm in ("mle", "joint")}
+    assert run(project, SNAKEMAKE) == {f"{flow}/brightness" for flow in flows}
     table = (project / "build/report/quick/digits-images.csv").read_text()
     assert "brightness" in table and "Glow (ours)" in table
 
