@@ -97,7 +97,7 @@ def alone(frame: pd.DataFrame) -> str:
 
 def better(frame: pd.DataFrame) -> str:
     """Which columns are better lower, and which higher, where that is plain."""
-    ways = {score.heading: score.better for score in SCORES.values()}
+    ways = {score.heading: score.better for score in SCORES.values() if score.better}
     columns = {way: [name for name in map(str, frame) if ways.get(name) == way] for way in ("lower", "higher")}
     return "".join(f" {way.capitalize()} is better: {', '.join(names)}." for way, names in columns.items() if names)
 

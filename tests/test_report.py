@@ -18,6 +18,7 @@ from pipeline.catalogue import ROOT, SCORES, score
 from pipeline.errors import UserError
 from pipeline.params import load
 from reports import build, figures, origins, scores, tables, verdicts
+from reports.page import better
 from reports.scores import Results
 from reports.verdicts import Values
 from reports.words import PAPER, called
@@ -298,6 +299,7 @@ def test_floors_stand_in_the_column_of_their_measure():
     assert list(table.loc["Glow (MLE)"]) == ["1.000", "1.000", "1.000", "–", "1"]
     assert list(table.loc["real test images (the floor)"]) == ["1.000", "–", "–", "1.000", "1"]
     assert table.loc["two halves of the training images", "FID"] == "1.000"
+    assert better(table) == " Lower is better: FID, FID to test, KID. Higher is better: precision."
 
 
 def test_few_labels_are_those_up_to_the_claims_limit(tmp_path):
