@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from pipeline.catalogue import HOME, INCEPTION, MODEL, SEED, STAGES
+from pipeline.catalogue import HOME, MODEL, SEED, STAGES
 from pipeline.params import ParamsError, load
 from pipeline.sources import sources
 

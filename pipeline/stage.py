@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -40,8 +41,9 @@ def main(name: str, argv: Sequence[str]) -> int:
     open_door()
     try:
         jobs = jobs_of(name, given, shlex.join(["python", "-m", "fce", name, *argv]))
+        files: dict[Path, Any] = {}  # that the jobs share
         for job in jobs:
-            import_module(CHECKS).check(job)
+            import_module(CHECKS).check(job, files)
         for group in [jobs] if stage.together else [[job] for job in jobs]:
             execute(group, module, given)
     except Ended as error:

@@ -24,13 +24,16 @@ PARTS = ("train", "validation", "test")
 Shape = tuple[int, ...]
 
 
-def check(job: Job) -> None:
-    """Open the job's data; raise UserError where an input is damaged, or does not belong to the rest."""
+def check(job: Job, files: dict[Path, Npz] | None = None) -> None:
+    """Open the job's data; raise UserError where an input is damaged, or does not belong to the rest.
+
+    Jobs that are checked with the same `files` read what they share once.
+    """
     if "joint" in job.params and job.params.joint.start != "random" and job.params.joint.noise != "gaussian":
         job.need("flow")
     shape = None
     if "data" in job.inputs:
-        job.data = open_data(job)
+        job.data = open_data(job, {} if files is None else files)
         shape = job.data.shape
     for flag, path in job.inputs.items():
         if flag == "samples":
@@ -79,12 +82,13 @@ def checkpoint(job: Job, flag: str, path: Path) -> dict[str, Any]:
     return content
 
 
-def open_data(job: Job) -> batches.Points | batches.Images:
+def open_data(job: Job, files: dict[Path, Npz]) -> batches.Points | batches.Images:
     """The job's data, which it reads as it needs them."""
     path, data = job.inputs["data"], getattr(job.params, "data", None)
     if isinstance(data, Points):
         names = tuple(f"{part}{what}" for part in PARTS[1:] for what in ("", "_log_prob"))
-        points = batches.Points(Npz(path, names), toy.density(data.source, **data.shape()), job.device)
+        arrays = files.setdefault(path, Npz(path, names))
+        points = batches.Points(arrays, toy.density(data.source, **data.shape()), job.device)
         x, log_prob = points.arrays["validation"], points.arrays["validation_log_prob"]
         here = x.shape == (data.validation, 2)
         if not here or not torch.allclose(points.density.log_prob(x), log_prob, atol=1e-3):
@@ -92,7 +96,7 @@ def open_data(job: Job) -> batches.Points | batches.Images:
         return points
     labelled = STAGES[job.stage].labelled
     labels = tuple(f"{part}_labels" for part in PARTS) if labelled else ()
-    arrays = Npz(path, (*(f"{part}_images" for part in PARTS), "levels", *labels))
+    arrays = files.setdefault(path, Npz(path, (*(f"{part}_images" for part in PARTS), "levels", *labels)))
     if arrays["levels"].ndim or not 2 <= arrays["levels"] <= 256:
         raise UserError(f"--data: {path}: levels is {arrays['levels']}, not a number from 2 to 256; run data again")
     images.check(arrays, int(arrays["levels"]), f"--data: {path}", PARTS, labelled)
