@@ -1,6 +1,6 @@
 # The DAG, and the only stage commands. `snakemake --cores 8` is the full profile, `snakemake --cores 2 quick` the quick
 # one. A job depends on files only: its input data, its slice of params.yaml and the code it computes with; so `dvc repro`,
-# which calls this file, and `snakemake` never disagree on what is stale. The rules come from pipeline/catalogue.py.
+# which calls this file, and `snakemake` never disagree on what is stale. The rules come from pipeline/catalogue.toml.
 import os
 import shutil
 import sys
@@ -197,7 +197,7 @@ rule scores:
 
 rule report:
     input:
-        code=[*sources("reports/build.py"), "pipeline/catalogue.py", "reports/paper.yaml", "reports/template.html.j2"],
+        code=[*sources("reports/build.py"), "pipeline/catalogue.toml", "reports/paper.yaml", "reports/template.html.j2"],
         scores=lambda wildcards: [path for experiment in PARAMS.profiles[wildcards.profile].experiments
                                   for path in PARAMS.scores(wildcards.profile, experiment)],
     output:

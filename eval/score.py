@@ -21,7 +21,7 @@ class Score(BaseModel):
     """One number, with what is needed to read it.
 
     Attributes:
-        name: of pipeline/catalogue.py's SCORES, e.g. `bits_per_dim`, `kl`, `frechet_distance`, `accuracy`.
+        name: of [scores] in pipeline/catalogue.toml, e.g. `bits_per_dim`, `kl`, `frechet_distance`, `accuracy`.
         model: what was measured.
         value: in `unit`, which that list gives.
         standard_error: of the value, over independent images, samples or points; None where it has none.

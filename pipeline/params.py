@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
-from pipeline.catalogue import ARMS, CLASSIFIER, FEATURES, FLOW, INCEPTION, MODEL, NEXT_FLOW, STAGES
+from pipeline.catalogue import ARMS, FEATURES, MODEL, NEXT_FLOW, PLACES, STAGES
 from pipeline.mistakes import ParamsError, check, require_keys, suggestion
 from pipeline.schema.data import SOURCES, TOY_SOURCES
 from pipeline.schema.experiment import KINDS, SECTIONS, Experiment, Profile, Sections, ToyExperiment
@@ -70,10 +70,10 @@ class Params(Strict):
             pattern = ARMS[arm].model
         elif pattern == FEATURES:
             fid = getattr(self.experiments[profile][experiment], "fid", None)
-            pattern = INCEPTION if fid and fid.features == "inception" else CLASSIFIER
+            pattern = PLACES["inception" if fid and fid.features == "inception" else "classifier"]
         elif pattern == NEXT_FLOW:  # after the last seed comes the first
             seeds = self.seeds(profile, experiment)
-            pattern, seed = FLOW, seeds[(seeds.index(seed or 0) + 1) % len(seeds)]
+            pattern, seed = PLACES["pretrain"], seeds[(seeds.index(seed or 0) + 1) % len(seeds)]
         return pattern.format(profile=profile, experiment=experiment, seed=seed, arm=arm)
 
     def inputs(

@@ -82,7 +82,8 @@ def score_files(folder: Path) -> dict[Path, dict[str, Any]]:
         try:
             content = read_scores(path).model_dump()
             if content["arm"] not in ARMS:
-                raise ValueError(f"the arm '{content['arm']}' is in no list; add it to ARMS in pipeline/catalogue.py")
+                raise ValueError(f"the arm '{content['arm']}' is in no list; add it to [arms] in "
+                                 "pipeline/catalogue.toml")
         except ValueError as error:
             first: Any = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
             what = ".".join(map(str, (*first["loc"], first["msg"].removeprefix("Value error, "))))

@@ -180,14 +180,22 @@ def run(job: Job) -> None:
 
 
 def test_a_measure_and_an_arm_are_two_files_each(project: Path) -> None:
-    """A row of the table and a module; a row of the arms and an entry in params.yaml; then the page has them."""
+    """A module and its table; a row of the arms and an entry in params.yaml; then the page has them."""
     commit(project)
-    catalogue = project / "pipeline/catalogue.py"
+    catalogue = project / "pipeline/catalogue.toml"
     (project / "eval/brightness.py").write_text(MEASURE)
-    catalogue.write_text(catalogue.read_text().replace('STAGES = {\n', '''STAGES = {
-    "brightness": Stage("eval/brightness.py", ARM + "brightness.json", {"data": DATA, "samples": SAMPLES}, ("sample",),
-                        of=("flows",)),
-''', 1).replace("SCORES = {\n", 'SCORES = {\n    "brightness": Score("brightness", "grey levels"),\n', 1))
+    append(catalogue, '''
+[stages.brightness]
+file = "eval/brightness.py"
+out = "build/{profile}/{experiment}/seed-{seed}/{arm}/brightness.json"
+needs = {data = "data", samples = "sample"}
+sections = ["sample"]
+of = ["flows"]
+
+[scores.brightness]
+heading = "brightness"
+unit = "grey levels"
+''')
     assert len(call(project, "git status --porcelain").splitlines()) == 2
     edit(project, lambda params: params["quick"].update(experiments=["digits"]))
     flows = {f"digits/seed-{seed}/{arm}" for seed in (0, 1) for arm in ("mle", "joint")}
@@ -196,9 +204,7 @@ def test_a_measure_and_an_arm_are_two_files_each(project: Path) -> None:
     assert "brightness" in table and "Glow (ours)" in table
 
     commit(project)
-    catalogue.write_text(catalogue.read_text().replace('ARMS = {\n', '''ARMS = {
-    "slow": Arm("ours, slowly", ONLY_IMAGES, colour=2, dash=(9, 9)),
-''', 1))
+    append(catalogue, '[arms.slow]\nwords = "ours, slowly"\nkinds = ["images"]\ncolour = 2\ndash = [9, 9]\n')
     edit(project, lambda params: params["quick"]["overrides"]["digits"]["arms"].update(slow={"flow_lr": 1e-6}))
     assert len(call(project, "git status --porcelain").splitlines()) == 2
     made = run(project, DVC)

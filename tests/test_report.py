@@ -370,8 +370,9 @@ def test_a_broken_score_file_is_named(tmp_path):
     ("old", "new", "says"),
     [
         ("frechet_inception_distance", "frechet_distence",
-         r"\(scores\.0\.the score 'frechet_distence' is in no list; add it to SCORES in pipeline/catalogue\.py\)"),
-        ("mle", "mel", r"\(the arm 'mel' is in no list; add it to ARMS in pipeline/catalogue\.py\)"),
+         r"\(scores\.0\.the score 'frechet_distence' is in no list; "
+         r"add it to \[scores\] in pipeline/catalogue\.toml\)"),
+        ("mle", "mel", r"\(the arm 'mel' is in no list; add it to \[arms\] in pipeline/catalogue\.toml\)"),
     ],
 )
 def test_what_no_list_knows_is_refused_with_the_cure(tmp_path, capsys, old, new, says):
@@ -384,7 +385,7 @@ def test_what_no_list_knows_is_refused_with_the_cure(tmp_path, capsys, old, new,
     with pytest.raises(UserError, match=f"fid.json is not a score file {says}"):
         scores_of(tmp_path)
     assert build.main(["--profile", "full", "--build", str(tmp_path), "--out", str(tmp_path / "x.html")]) == 2
-    assert "pipeline/catalogue.py" in capsys.readouterr().err
+    assert "pipeline/catalogue.toml" in capsys.readouterr().err
 
 
 def every_score() -> pd.DataFrame:
@@ -411,7 +412,7 @@ def test_tables_and_columns_follow_the_catalogue():
         elif known.row:
             row = tables.table(frame, "svhn", known.table, ["Model"]).set_index("Model").loc[known.row]
             assert row[SCORES[known.column].heading] == "1.000"
-    with pytest.raises(ValueError, match=r"is in no list; add it to SCORES in pipeline/catalogue\.py"):
+    with pytest.raises(ValueError, match=r"is in no list; add it to \[scores\] in pipeline/catalogue\.toml"):
         tables.table(frame.assign(name="surprise"), "svhn", "results", ["Model"])
 
 

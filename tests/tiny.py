@@ -11,7 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from pipeline import stage
-from pipeline.catalogue import CLASSIFIER, FEATURES, HOME, MODEL, NEXT_FLOW, SEED, STAGES
+from pipeline.catalogue import FEATURES, HOME, MODEL, NEXT_FLOW, SEED, STAGES
 from pipeline.params import load, merge
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,7 +88,8 @@ def flags(name: str, home: Path, seeds: Sequence[int] = (0,), arms: Sequence[str
     """
     row, argv = STAGES[name], ["--device", "cpu", "--threads", "1"]
     law = {"params": row.slice if row.sections else None, **row.needs, "out": row.out, **paths}
-    words: dict[Any, str] = {MODEL: SEED + MODEL, FEATURES: CLASSIFIER, NEXT_FLOW: HOME + "seed-1/pretrain.pt"}
+    classifier, next_flow = STAGES["classifier"].out, HOME + "seed-1/pretrain.pt"
+    words: dict[Any, str] = {MODEL: SEED + MODEL, FEATURES: classifier, NEXT_FLOW: next_flow}
     for flag, path in law.items():
         argv += [f"--{flag}", str(home / str(words.get(path, path)).removeprefix(HOME))] if path is not None else []
     argv += ["--seed", *map(str, seeds)] if row.seeded else []
