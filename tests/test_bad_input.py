@@ -343,7 +343,7 @@ REPORT_MISTAKES = {  # name: file below build/quick, its content, what the messa
         "digits/seed-0/mle/bits_per_dim.json",
         b'{"measure": "bits_per_dim", "profile": "quick", "experiment": "digits", "seed": 0, "arm": "mle",'
         b'"scores": [{"name": "<script>", "model": "flow", "value": 1, "n": 1, "protocol": ""}], "provenance": {}}',
-        r"the score '<script>' is in no list; add it to SCORES in pipeline/catalogue\.py",
+        r"the score '<script>' is in no list; add it to \[scores\] in pipeline/catalogue\.toml",
     ),
     "a run without a number": ("digits/seed-zero/mle/a.txt", b"", "'seed-' and a number"),
     "a curve of text": ("digits/seed-0/pretrain.csv", b"hello\n", r"pretrain\.csv is no curve \(it has no step\)"),
