@@ -52,9 +52,9 @@ def gpu(wildcards):
 
 
 def threads(wildcards):
-    """On a CPU, one core for small jobs, four for images of the paper's size."""
-    large = is_images(wildcards) and PARAMS.experiments[wildcards.profile][wildcards.experiment].data.source != "digits"
-    return 4 if large and not GPU else 1
+    """On a CPU, one core for small jobs, four for images where Glow is as wide as the paper's, or nearly."""
+    wide = PARAMS.experiments[wildcards.profile][wildcards.experiment].flow.width > 128
+    return 4 if wide and is_images(wildcards) and not GPU else 1
 
 
 def flags(name, paths, seeds=(), arms=()):
