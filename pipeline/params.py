@@ -82,10 +82,8 @@ class Params(Strict):
         """{flag: path} of what one run of a stage reads; a stage of no experiment reads nothing."""
         paths = {flag: self.place(pattern, profile, experiment, seed, arm)
                  for flag, pattern in STAGES[stage].needs.items()}
-        if stage == "joint":
-            joint = self.experiments[profile][experiment].arms[arm]
-            if joint.start == "random" or joint.noise == "gaussian":
-                del paths["flow"]
+        if stage == "joint" and not self.experiments[profile][experiment].arms[arm].needs_flow:
+            del paths["flow"]
         return {flag: path for flag, path in paths.items() if path}
 
     def outputs(self, stage: str, profile: str, experiment: str, seed: int | None = None, arm: str = "") -> list[str]:

@@ -29,7 +29,7 @@ def check(job: Job, files: dict[Path, Npz] | None = None) -> None:
 
     Jobs that are checked with the same `files` read what they share once.
     """
-    if "joint" in job.params and job.params.joint.start != "random" and job.params.joint.noise != "gaussian":
+    if "joint" in job.params and job.params.joint.needs_flow:
         job.need("flow")
     shape = None
     if "data" in job.inputs:

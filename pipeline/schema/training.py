@@ -80,6 +80,11 @@ class Joint(Strict):
     log_every: Positive
     alarms: Alarms
 
+    @property
+    def needs_flow(self) -> bool:
+        """Whether it starts from a pre-trained flow."""
+        return self.start != "random" and self.noise != "gaussian"
+
     @model_validator(mode="after")
     def fits(self) -> "Joint":
         if self.start == "random" and (self.noise != "flow" or self.energy == "residual"):
