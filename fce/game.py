@@ -15,7 +15,7 @@ from torch import Tensor
 from fce import parallel
 from fce.flow.coupling import Precision
 from fce.minibatch import Minibatch, flow_value, take
-from fce.objective import accuracy, calibrate, value
+from fce.objective import accuracy, calibrate, chance, value
 from fce.optim import lr_factor, make_optimizer, set_lr
 from fce.stack import Stack
 from fce.supply import Supply
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fce")
 CALIBRATION = 20  # minibatches of each class for the start's constant c
-COUNTS = ("ebm_updates", "flow_updates", "ebm_clipped", "flow_clipped", "last")
+COUNTS = ("ebm_updates", "flow_updates", "ebm_clipped", "flow_clipped", "last", "sums")
+MEANS = ("value", "accuracy_data", "accuracy_gen", "saturated")  # of what a curve has the mean over all EBM updates
 
 
 class Diverged(RuntimeError):
@@ -56,6 +57,8 @@ class Game:
         self.ebm_clipped = torch.zeros(self.runs, dtype=torch.long, device=self.device)
         self.flow_clipped = self.ebm_clipped.clone()
         self.last: dict[str, list[float]] = {}
+        self.sums = {name: [0.0] * self.runs for name in (*MEANS, "below_chance")}
+        self.chance = chance(self.noise_ratio)
 
     def start(self) -> Tensor:
         """Give f a start onto log q by regression where asked, then c by root-finding; median |log p - log q| [S]."""
@@ -114,7 +117,13 @@ class Game:
         set_lr(self.ebm_optimizer, self.ebm_lrs, self.factor(0, self.ebm_updates))
         self.step_ebm()
         self.ebm_updates += 1
+        self.add_up()
         return found
+
+    def add_up(self) -> None:
+        """Add what the EBM's last update showed to the sums over all of them."""
+        seen = {**self.last, "below_chance": [float(v < self.chance) for v in self.last["value"]]}
+        self.sums = {name: [a + b for a, b in zip(total, seen[name], strict=True)] for name, total in self.sums.items()}
 
     def step_ebm(self) -> None:
         norms = self.energy.clip(self.settings.ebm_clip, but=["c"])
@@ -176,12 +185,13 @@ class Game:
             raise Diverged(f"V is {self.last['value']}; lower joint.flow_lr and joint.ebm_lr")
 
     def rows(self) -> list[dict[str, float]]:
-        """What the last minibatch and the counters say of each run, for its curve."""
+        """What the last minibatch, the counters and the means over all EBM updates say of each run, for its curve."""
         return [
             {"ebm_updates": self.settings.warm_start + self.ebm_updates,  # regression updates the EBM too
              "flow_updates": self.flow_updates, **{name: values[i] for name, values in self.last.items()},
              "c": self.constants()[i], "ebm_clipped": int(self.ebm_clipped[i]),
-             "flow_clipped": int(self.flow_clipped[i]), "dropped": int(self.supply.dropped[i])}
+             "flow_clipped": int(self.flow_clipped[i]), "dropped": int(self.supply.dropped[i]),
+             **{f"mean_{name}": total[i] / max(1, self.ebm_updates) for name, total in self.sums.items()}}
             for i in range(self.runs)
         ]
 

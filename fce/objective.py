@@ -30,6 +30,12 @@ def value(
     return real.mean(-1) + noise_ratio * fake.mean(-1)
 
 
+def chance(noise_ratio: float = 1.0) -> float:
+    """V where p = q, -2 log 2 for one negative a positive: an EBM that is below it knows less than a coin."""
+    zero = torch.zeros(1, dtype=torch.float64)
+    return value(zero, zero, zero, zero, noise_ratio).item()
+
+
 def accuracy(r: Tensor, real: bool) -> Tensor:
     """Share of points (the last dimension) that the posterior assigns to the right class; a tie counts one half."""
     right = (r > 0) if real else (r < 0)
@@ -61,6 +67,10 @@ class Switch:
     `accuracy` (section 3 of the paper): the EBM until the classification accuracy is above 1/2, then the flow until
     it is below; a running average of the accuracy decides, and each turn has a cap, without which it may never end.
     An accuracy of exactly 1/2 ends no turn. `ratio`: fixed numbers of updates.
+
+    Attributes:
+        turns: how many have ended, the head start apart.
+        capped: how many of these were ended by a cap, not by the accuracy: where many were, the rule did not rule.
     """
 
     rule: str
@@ -72,6 +82,8 @@ class Switch:
     done: int = 0
     average: float = 0.5
     seen: int = 0
+    turns: int = 0
+    capped: int = 0
 
     @classmethod
     def of(cls, joint: "Joint") -> "Switch":
@@ -88,11 +100,11 @@ class Switch:
         if self.turn == "ebm" and self.head_start > 0:
             self.head_start -= 1
             over = self.head_start == 0
-        elif self.rule == "ratio":
-            over = self.done >= cap
         else:
-            reached = self.average > 0.5 if self.turn == "ebm" else self.average < 0.5
+            reached = self.rule == "accuracy" and (self.average > 0.5 if self.turn == "ebm" else self.average < 0.5)
             over = reached or self.done >= cap
+            self.turns += over
+            self.capped += over and not reached
         if over:
             self.turn, self.done = ("flow" if self.turn == "ebm" else "ebm"), 0
         return self.turn

@@ -1,6 +1,7 @@
 """One iteration of the game: six passes of the flow where twelve would do, and the same gradients."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -104,3 +105,15 @@ def test_a_compiled_game_is_the_plain_one(digits, monkeypatch):
     assert values[0][0]["value"] == pytest.approx(values[1][0]["value"], rel=1e-3)
     for one, other in zip(values[0][1:], values[1][1:], strict=True):
         assert all(torch.allclose(one[name].float(), other[name].float(), atol=1e-3) for name in one)
+
+
+def test_a_curve_has_the_means_over_all_updates_of_the_ebm_and_how_often_it_was_below_chance(digits):
+    game, seen = make_game(digits), []
+    for _ in range(4):
+        game.update_ebm()
+        seen.append({name: values[0] for name, values in game.last.items()})
+        game.update_flow()
+    (row,) = game.rows()
+    for name in ("value", "accuracy_data", "accuracy_gen", "saturated"):
+        assert row[f"mean_{name}"] == pytest.approx(sum(each[name] for each in seen) / 4, rel=1e-12)
+    assert row["mean_below_chance"] == sum(each["value"] < -2 * math.log(2) for each in seen) / 4

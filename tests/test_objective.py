@@ -10,7 +10,7 @@ from fce.energy import EnergyModel
 from fce.flow.glow import Glow
 from fce.flow.sampler import Gaussian
 from fce.minibatch import Minibatch, flow_value
-from fce.objective import Switch, accuracy, calibrate, value
+from fce.objective import Switch, accuracy, calibrate, chance, value
 from fce.stack import Stack
 
 SMALLEST = -2 * math.log(2)
@@ -65,6 +65,7 @@ def test_v_with_more_negatives_is_its_formula_written_out(ratio):
     assert v.item() == pytest.approx((real + ratio * fake).item(), rel=1e-12)
     even = value(log_p, log_p, log_q, log_q, ratio).item()  # p = q: the posterior is the prior
     assert even == pytest.approx(-math.log(1 + ratio) + ratio * math.log(ratio / (1 + ratio)), rel=1e-12)
+    assert chance(ratio) == pytest.approx(even, rel=1e-12)
 
 
 @pytest.mark.parametrize("r", [1e4, -1e4])
@@ -180,6 +181,17 @@ def test_ties_never_end_a_turn_before_its_cap(decay, turn):
     switch = Switch("accuracy", 2000, 2000, decay, turn=turn)
     assert {switch.update(0.5) for _ in range(1999)} == {turn}
     assert switch.update(0.5) != turn
+
+
+def test_the_switch_counts_the_turns_that_a_cap_ended():
+    switch = Switch("accuracy", 3, 2, decay=0.0, head_start=1)
+    for batch_accuracy in (0.9, 0.6, 0.4, 0.6, 0.3, 0.3, 0.3, 0.9):
+        switch.update(batch_accuracy)
+    # head start; flow: .6, .4 reached; EBM: .6 reached; flow: .3 reached; EBM: .3, .3 and .9, reached with its last
+    assert (switch.turns, switch.capped) == (4, 0)
+    for batch_accuracy in (0.9, 0.9, 0.3, 0.3, 0.3):
+        switch.update(batch_accuracy)  # flow: at its cap of 2; EBM: at its cap of 3
+    assert (switch.turns, switch.capped) == (6, 2)
 
 
 def test_the_switch_averages_all_accuracies_at_first_and_the_latest_later():

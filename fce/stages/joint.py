@@ -14,7 +14,7 @@ from fce.flow.glow import Glow
 from fce.flow.sampler import Gaussian
 from fce.flow.start import initial_batch, open_flow, start_flow
 from fce.game import Diverged, Game
-from fce.objective import Switch, value
+from fce.objective import Switch
 from fce.optim import Average
 from fce.stack import Stack
 from fce.supply import Supply
@@ -126,9 +126,7 @@ def train(jobs: list[Job]) -> None:
         when = f"EBM update {game.ebm_updates}, flow update {game.flow_updates}"
         keep_aside(jobs, kept, f"joint: stopped at {when}: {stop}")
     keeper.save()  # until the stage's other runs are done
-    zero = torch.zeros(1)
-    level = value(zero, zero, zero, zero, game.noise_ratio).item()
-    log.info("V is %.4f at p = q; at the end: %s", level, {k: round(v, 4) for k, v in course.rows[0][-1].items()})
+    log.info("V is %.4f at p = q; at the end: %s", game.chance, {k: round(v, 4) for k, v in course.rows[0][-1].items()})
     for job, curve, content in zip(jobs, course.rows, contents(jobs, game, *averages), strict=True):
         write_csv(job.out.with_suffix(".csv"), curve)
         save(job.out, {**content, "provenance": job.provenance()})
@@ -136,9 +134,12 @@ def train(jobs: list[Job]) -> None:
 
 def measure(jobs: list[Job], game: Game, average: Average, course: Course) -> None:
     """Add a row to each run's curve; a run's seconds are its share, up to when its measuring began."""
-    seconds = course.seconds / len(jobs)
+    seconds, switch = course.seconds / len(jobs), course.switch
+    turns = {"turns": switch.turns}
+    if switch.rule == "accuracy":  # else numbers of updates end every turn, and are no caps
+        turns["capped"] = switch.capped
     for job, curve, row, errors in zip(jobs, course.rows, game.rows(), truth(jobs, game, average), strict=True):
-        curve.append(row | {"seconds": seconds} | errors)
+        curve.append(row | turns | {"seconds": seconds} | errors)
         job.record.log(game.ebm_updates, **curve[-1])
     course.since = time.process_time()
 
