@@ -2,7 +2,7 @@
 
 By torch-fidelity. With Inception's features (2015-12-05, the TTUR protocol) it is FID, with any others FD. From the
 same features: the kernel distance (KID or KD), precision and recall, the distance extrapolated to infinitely many
-samples, and the floors: what real images score.
+samples, and the floors: what real images score that are drawn as the samples are.
 """
 
 import math
@@ -22,6 +22,7 @@ from pipeline.progress import log
 from pipeline.schema.measures import Fid, Infinity, Kernel, Neighbours
 
 Moments = dict[str, np.ndarray]  # mu [F], sigma [F, F]
+REPEATS = 1e-3  # of the images that make a floor, so large a share may be expected to come twice
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def run(job: Job) -> None:
     model: Model = "generator" if kind == "dcgan" else "flow"
     scores = of_samples(drawn, real, settings, model, what) + to_test(drawn, held, real, model, what)
     if kind == "pretrain":  # once per seed, not once per arm
-        scores += of_test(held, real, settings) + of_halves(real)
+        scores += of_test(held, images["test_labels"], real, settings) + of_halves(real)
     write_scores(job, scores)
 
 
@@ -106,12 +107,53 @@ def to_test(found: Tensor, held: Tensor, real: Reference, model: Model, what: st
                   n=len(found), protocol=f"{what}, against the {len(held)} test images, {real.look.words}")]
 
 
-def of_test(found: Tensor, real: Reference, settings: Fid) -> list[Score]:
-    """What real images score, by the test images' features [N, F]; none where they are too few for a covariance."""
-    if len(found) <= real.look.size:
-        log.warning("no floor: %d test images are too few for %d features", len(found), real.look.size)
+def of_test(found: Tensor, labels: np.ndarray, real: Reference, settings: Fid) -> list[Score]:
+    """The floors, by the test images' features [N, F] and labels [N]; none where they are too few.
+
+    Means over draws of independent images, as a model's samples are: a test part with as many of every class as there
+    ought to be, which many are, scores less than any model can.
+    """
+    n, draws = independent_size(labels), settings.draws
+    if n <= max(real.look.size, settings.neighbours.k):
+        log.warning("no floor: %d of the %d test images, as many as can be drawn as samples are, are too few for %d "
+                    "features", n, len(found), real.look.size)
         return []
-    return compare(found, real, settings, "data", f"the {len(found)} real test images", "_floor")
+    what = f"{n} of the {len(found)} real test images, drawn as samples are, with class counts at random"
+    drawn = [compare(found[independent(labels, n, real.rng)], real, settings, "data", what, "_floor")
+             for _ in range(draws)]
+    scores = []
+    for same in zip(*drawn, strict=True):
+        values = [score.value for score in same]
+        error = float(np.std(values, ddof=1)) / math.sqrt(draws)
+        words = (f"{same[0].protocol}; so the first of {draws} such draws, which overlap; the value is their mean "
+                 f"({min(values):.4g} to {max(values):.4g}), standard error {error:.3g}")
+        scores.append(same[0].model_copy(update={"value": float(np.mean(values)), "protocol": words}))
+    return scores
+
+
+def independent_size(labels: np.ndarray) -> int:
+    """The largest n of which `independent` is expected to repeat a share of REPEATS at most; labels [N].
+
+    A class of c images is asked for X ~ Binomial(n, c / N) and repeats (X - c)+, where E (X - c)+ =
+    n c / N P(Binomial(n - 1, c / N) >= c) - c P(X > c).
+    """
+    from scipy.stats import binom  # takes a second to import
+
+    counts = np.unique(labels, return_counts=True)[1][:, None]
+    n, share = np.arange(1, len(labels) + 1), counts / len(labels)
+    repeats = (n * share * binom.sf(counts - 1, n - 1, share) - counts * binom.sf(counts, n, share)).sum(0)
+    return int(n[repeats <= REPEATS * n].max())
+
+
+def independent(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices of n random images, class counts multinomial with the shares of labels [N].
+
+    Each image comes once, before any of its class comes twice.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    asked = rng.multinomial(n, counts / len(labels))
+    return np.concatenate([np.resize(rng.permutation(np.flatnonzero(labels == label)), count)
+                           for label, count in zip(classes, asked, strict=True)])
 
 
 def of_halves(real: Reference) -> list[Score]:

@@ -49,12 +49,15 @@ def test_a_toys_samples_fall_where_it_has_mass(quadrature):
         square = ((x + 6.5) / 0.65).long().clamp(0, 19)  # 20 x 20 squares, each of 13 x 13 cells
         return torch.zeros(400, dtype=torch.float64).index_add_(0, square[:, 0] * 20 + square[:, 1], weights)
 
-    n = 50_000
+    n = 200_000
     mass = histogram(points, log_p.exp() * cell)
     drawn = histogram(density.sample(n, torch.Generator().manual_seed(2)), torch.ones(n).double()) / n
     often = mass > 1e-4
     assert mass[often].sum() > 0.99
     assert ((drawn - mass)[often].abs() < 5 * (mass[often] / n).sqrt()).all()
+    bins = int(often.sum())  # of 20 expected points or more: Pearson's statistic has chi-squared's mean and deviation
+    statistic = (n * (drawn - mass)[often].square() / mass[often]).sum().item()
+    assert statistic == pytest.approx(bins, abs=4 * math.sqrt(2 * bins))
 
 
 def test_ring_is_the_mixture_it_says_it_is():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from mpmath import mp
 from scipy.optimize import brentq
 
 from fce.energy import EnergyModel
@@ -66,6 +67,19 @@ def test_v_with_more_negatives_is_its_formula_written_out(ratio):
     even = value(log_p, log_p, log_q, log_q, ratio).item()  # p = q: the posterior is the prior
     assert even == pytest.approx(-math.log(1 + ratio) + ratio * math.log(ratio / (1 + ratio)), rel=1e-12)
     assert chance(ratio) == pytest.approx(even, rel=1e-12)
+
+
+@pytest.mark.parametrize("ratio", [1, 3])
+def test_v_is_that_of_p_over_p_plus_nu_q_in_eighty_digits(ratio):
+    """Where exp(log p) is far beyond float64, and the posterior as near to 0 or 1 as 1e-130."""
+    log_p = 3000 * torch.randn(40, dtype=torch.float64)
+    log_q = log_p + 100 * torch.randn(40, dtype=torch.float64)
+    with mp.workdps(80):
+        pairs = [(mp.exp(p), ratio * mp.exp(q)) for p, q in zip(log_p.tolist(), log_q.tolist(), strict=True)]
+        real = mp.fsum(mp.log(p / (p + q)) for p, q in pairs[:20]) / 20
+        fake = mp.fsum(mp.log(q / (p + q)) for p, q in pairs[20:]) / 20
+        exact = float(real + ratio * fake)
+    assert value(log_p[:20], log_q[:20], log_p[20:], log_q[20:], ratio).item() == pytest.approx(exact, rel=1e-12)
 
 
 @pytest.mark.parametrize("r", [1e4, -1e4])
