@@ -1,8 +1,16 @@
-"""Annealed importance sampling of an EBM's log Z, by Hamiltonian Monte Carlo in its flow's noise space."""
+"""Annealed importance sampling of an EBM's log Z, by Hamiltonian Monte Carlo in its flow's noise space.
+
+The mean weight of the chains has the expectation Z, however few the temperatures and however badly the chains mix, if
+their moves leave the targets invariant and nothing was chosen by looking at them (`eval/bounds.py` makes a certificate
+of that). So it goes in two steps that share no chance: `adapt` learns step sizes from chains of its own, and
+`Annealing` runs new ones with sizes that are fixed.
+"""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +35,7 @@ class Chains(State):
         eps: where they are, [B, D].
         total: their log-weights so far, [B].
         accepted: the share of accepted proposals of each trajectory.
-        sizes: the step sizes found so far.
+        sizes: the step sizes found so far, by chains that look for them.
     """
 
     def __init__(self, eps: Tensor):
@@ -35,75 +43,35 @@ class Chains(State):
         self.accepted, self.sizes = list[float](), [START]
 
 
-@dataclass
-class Annealing:
-    """AIS between the flow (b = 0) and the EBM (b = 1), by HMC on log N(eps; 0, I) + b w(g(eps)).
+@dataclass(frozen=True)
+class Path:
+    """From the flow (b = 0) to the EBM (b = 1): log N(eps; 0, I) + b w(g(eps)), and HMC that leaves each invariant.
 
     Attributes:
         log_weight: eps [B, D] -> w [B], differentiable.
+        dims: D.
         temperatures: how many b, closer together near both ends.
         leapfrog: steps of a trajectory.
-        sizes: the leapfrog's step size at each b; `adapt` finds them on chains of its own, else AIS is biased.
+        device: where eps lives; its chance is the CPU's.
         keeper: makes what keeps the state of a loop, of its name and parts.
     """
 
     log_weight: LogWeight
+    dims: int
     temperatures: int
     leapfrog: int
-    target: float = 0.65  # acceptance at which HMC moves fastest (arXiv 1001.4460)
-    accepted: float = math.nan
+    device: str = "cpu"
     keeper: Callable[..., Keeper] = lambda _, **parts: Keeper(**parts)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def betas(self) -> list[float]:
+        """The temperatures b, from 0 to 1."""
         ends = torch.sigmoid(torch.tensor([-4.0, 4.0]))
         curve = torch.sigmoid(torch.linspace(-4, 4, self.temperatures + 1))
-        self.betas: list[float] = ((curve - ends[0]) / (ends[1] - ends[0])).double().tolist()
-        self.sizes = [START] * len(self.betas)
+        return ((curve - ends[0]) / (ends[1] - ends[0])).double().tolist()
 
-    def adapt(self, eps: Tensor, generator: torch.Generator) -> None:
-        """Choose each step size so that about `target` of the proposals are accepted, from chains that start at eps."""
-        chains = Chains(eps)
-        keeper = self.keeper("adapt", chains=chains, generator=generator)
-        keeper.load()
-        for b in self.betas[chains.step :]:
-            size = chains.sizes[-1]
-            chains.eps, accepted = self.move(chains.eps.to(eps), b, size, generator)
-            chains.sizes.append(size * math.exp(accepted - self.target))
-            chains.step += 1
-            keeper.tick()
-        keeper.save()
-        self.sizes = chains.sizes[1:]
-
-    def forward(self, eps: Tensor, generator: torch.Generator) -> Tensor:
-        """Log-weights [B] of chains from the flow's noise eps [B, D] to the EBM: log mean exp is below log Z."""
-        return self.run(eps, range(self.temperatures), +1, generator)
-
-    def reverse(self, eps: Tensor, generator: torch.Generator) -> Tensor:
-        """Log-weights [B] of chains from exact samples of the EBM back to the flow.
-
-        Minus log mean exp of these is above log Z (Grosse et al., arXiv 1511.02543).
-        """
-        return self.run(eps, range(self.temperatures, 0, -1), -1, generator)
-
-    def run(self, eps: Tensor, places: range, way: int, generator: torch.Generator) -> Tensor:
-        chains = Chains(eps)
-        keeper = self.keeper("forward" if way > 0 else "reverse", chains=chains, generator=generator)
-        keeper.load()
-        progress = Progress(self.temperatures, len(eps), chains.step)
-        for i in places[chains.step :]:
-            chains.eps = chains.eps.to(eps)
-            # in both directions the state is one of betas[i] before the weight is taken
-            if way < 0 or i > 0:
-                chains.eps, accepted = self.move(chains.eps, self.betas[i], self.sizes[i], generator)
-                chains.accepted.append(accepted)
-            with torch.no_grad():
-                chains.total += (self.betas[i + way] - self.betas[i]) * self.log_weight(chains.eps).double().cpu()
-            chains.step += 1
-            progress(chains.step, log_z=way * importance(chains.total))
-            keeper.tick()
-        keeper.save()
-        self.accepted = float(np.mean(chains.accepted)) if chains.accepted else math.nan
-        return torch.where(chains.total.isfinite(), chains.total, -math.inf)  # weight 0: a bound stays a bound
+    def noise(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(n, self.dims, generator=generator).to(self.device)
 
     def move(self, eps: Tensor, b: float, size: float, generator: torch.Generator) -> tuple[Tensor, float]:
         """One trajectory of each chain; returns the chains and the share that was accepted."""
@@ -118,7 +86,8 @@ class Annealing:
             momentum = momentum - 0.5 * size * slope
         end = new + 0.5 * momentum.square().sum(1)
         chance = torch.rand(len(eps), generator=generator).to(eps)
-        accept = chance.log() < start - end  # False where the end is not finite
+        # never to where the density is no number, nor from there: either alone would not leave it invariant
+        accept = (chance.log() < start - end) & start.isfinite()
         return torch.where(accept[:, None], x, eps), accept.float().mean().item()
 
     def potential(self, eps: Tensor, b: float) -> tuple[Tensor, Tensor]:
@@ -131,32 +100,108 @@ class Annealing:
         return torch.where(fine, value, torch.inf).detach(), torch.where(fine[:, None], slope, 0)
 
 
+def adapt(path: Path, n: int, generator: torch.Generator, target: float = 0.65) -> tuple[float, ...]:
+    """The leapfrog's step size at each temperature, so that HMC accepts about `target` of its proposals.
+
+    0.65 is where HMC moves fastest (arXiv 1001.4460). The n chains that this is learned from are its own: their chance
+    comes from a generator that one draw of the given one seeds, so that no later chain can be one of these.
+    """
+    own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    chains = Chains(path.noise(n, own))
+    keeper = path.keeper("adapt", chains=chains, generator=own)
+    keeper.load()
+    for b in path.betas[chains.step :]:
+        size = chains.sizes[-1]
+        chains.eps, accepted = path.move(chains.eps.to(path.device), b, size, own)
+        chains.sizes.append(size * math.exp(accepted - target))
+        chains.step += 1
+        keeper.tick()
+    keeper.save()
+    return tuple(chains.sizes[1:])
+
+
+class Annealed(NamedTuple):
+    """Log-weights [B] of annealed chains, and the share of HMC's proposals that was accepted (nan: none was made)."""
+
+    log_weights: Tensor
+    accepted: float
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """AIS along a path, by steps of sizes that were fixed beforehand, which nothing here can change.
+
+    That is what makes the mean weight unbiased, with any number of temperatures and chains, converged or not: a size
+    that had been chosen by looking at the chains that it moves would leave no target invariant.
+
+    Attributes:
+        sizes: the leapfrog's step size at each of the path's temperatures, e.g. from `adapt`.
+    """
+
+    path: Path
+    sizes: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", tuple(self.sizes))  # a list could still be changed by its owner
+        if len(self.sizes) != len(self.path.betas):
+            raise ValueError(f"sizes: {len(self.sizes)}, but the path has {len(self.path.betas)} temperatures, both "
+                             "ends among them; give each its step size")
+
+    def forward(self, n: int, generator: torch.Generator) -> Annealed:
+        """n chains from the flow's noise, drawn here, to the EBM: the mean of exp(log-weight) has the expectation Z."""
+        return self.run(self.path.noise(n, generator), range(self.path.temperatures), +1, generator)
+
+    def reverse(self, eps: Tensor, generator: torch.Generator) -> Annealed:
+        """Chains from exact samples of the EBM, eps [B, D], back: the mean of exp(log-weight) has the expectation 1/Z.
+
+        So minus its logarithm is above log Z but for chance (Grosse et al., arXiv 1511.02543).
+        """
+        return self.run(eps, range(self.path.temperatures, 0, -1), -1, generator)
+
+    def run(self, eps: Tensor, places: range, way: int, generator: torch.Generator) -> Annealed:
+        path, chains = self.path, Chains(eps)
+        keeper = path.keeper("forward" if way > 0 else "reverse", chains=chains, generator=generator)
+        keeper.load()
+        progress = Progress(path.temperatures, len(eps), chains.step)
+        for i in places[chains.step :]:
+            chains.eps = chains.eps.to(path.device)
+            # in both directions the state is one of betas[i] before the weight is taken
+            if way < 0 or i > 0:
+                chains.eps, accepted = path.move(chains.eps, path.betas[i], self.sizes[i], generator)
+                chains.accepted.append(accepted)
+            with torch.no_grad():
+                chains.total += (path.betas[i + way] - path.betas[i]) * path.log_weight(chains.eps).double().cpu()
+            chains.step += 1
+            progress(chains.step, log_z=way * importance(chains.total))
+            keeper.tick()
+        keeper.save()
+        total = torch.where(chains.total.isfinite(), chains.total, -math.inf)  # weight 0: a bound stays a bound
+        return Annealed(total, float(np.mean(chains.accepted)) if chains.accepted else math.nan)
+
+
 def explore(
     energy: Energy, flow: Sampler, settings: LogZ, generator: torch.Generator, job: Job
-) -> tuple[Tensor, float, Annealing, Tensor]:
+) -> tuple[Tensor, float, Annealing, Annealed]:
     """What every estimate of an EBM's log Z is made of.
 
     Returns:
-        Log-weights [N] of the flow's samples; the share of these that leave the data's box; the annealing, adapted; and
-        the log-weights [chains] that it gives.
+        Log-weights [N] of the flow's samples; the share of these that leave the data's box; the annealing, its step
+        sizes fixed; and what it gives from the flow to the EBM.
     """
-    def noise(n: int) -> Tensor:
-        return torch.randn(n, flow.dims, generator=generator).to(job.device)
-
     def log_weight(eps: Tensor) -> Tensor:
         x, log_q = flow.decode(eps)
         return energy(x) - log_q
 
+    path = Path(log_weight, flow.dims, settings.temperatures, settings.leapfrog, job.device, job.keeper)
     parts, outside, left = [], 0, settings.samples
     with torch.no_grad():
         while left:
-            x, log_q = flow.decode(noise(min(settings.batch, left)))
+            x, log_q = flow.decode(path.noise(min(settings.batch, left), generator))
             parts.append((energy(x) - log_q).double().cpu())
             outside += int((x.flatten(1).abs() > 0.5).any(1).sum())
             left -= len(x)
     w = torch.cat(parts)
-    annealing = Annealing(log_weight, settings.temperatures, settings.leapfrog, keeper=job.keeper)
-    annealing.adapt(noise(settings.chains), generator)
-    chains = annealing.forward(noise(settings.chains), generator)
+    annealing = Annealing(path, adapt(path, settings.chains, generator))
+    forward = annealing.forward(settings.chains, generator)
     # a sample that is no number counts as weight 0: every bound stays one
-    return torch.where(w.isfinite(), w, -math.inf), outside / len(w), annealing, chains
+    return torch.where(w.isfinite(), w, -math.inf), outside / len(w), annealing, forward

@@ -1,7 +1,8 @@
-"""Bits per dimension on the test part (Table 2).
+"""Bits per dimension on the test part (Table 2), and on training images beside it, which show over-fitting.
 
 The flow's is exact up to the dequantisation noise, which is part of the standard error over images. The EBM's uses the
-learned c: it is a likelihood only if c is log Z, and is marked unverified.
+learned c: it is a likelihood only if c is log Z, and is marked unverified. All models of a seed, and the stage log_z,
+see the same images with the same noise.
 """
 
 import math
@@ -16,32 +17,58 @@ from fce.data.pixels import bits_per_dim, dequantize
 from fce.models import open_densities
 from pipeline.checkpoint import load
 from pipeline.job import Job
-from pipeline.schema.measures import BitsPerDim
+
+LogProb = Callable[[Tensor], Tensor]  # x [B, C, H, W] -> log-density [B] in nats
+
+NAMES = {"test": "bits_per_dim", "validation": "bits_per_dim_validation", "train": "bits_per_dim_train"}
+WORDS = {"test": "test images", "validation": "validation images",
+         "train": "random training images, as many as test images"}
 
 
 def run(job: Job) -> None:
     models = open_densities(load(job.inputs["model"]), job.device)
     scores = [] if "ebm" in models else simple_codes(job.data)  # once per seed, not once per arm
-    for part in ("test", "validation"):
-        name = "bits_per_dim" if part == "test" else "bits_per_dim_validation"
+    for part in [part for part in NAMES if len(job.data.images[part])]:
         for model, density in models.items():
-            draws = measure(density.log_prob, job.data, part, job.params.bits_per_dim, seed=job.seed_for(part))
+            draws = measure(density.log_prob, job, part)
             caution = "; by the learned c, unverified" if model == "ebm" else ""
-            protocol = f"{part} part, {len(draws)} dequantisation draws, averaged weights{caution}"
+            protocol = f"{WORDS[part]}, {len(draws)} dequantisation draws, averaged weights{caution}"
             # each image has noise of its own, so the spread of the images' means over draws contains the noise's
-            scores.append(mean_score(name, model, draws.mean(0), protocol))
+            scores.append(mean_score(NAMES[part], model, draws.mean(0), protocol))
     write_scores(job, scores)
 
 
+def measure(log_prob: LogProb, job: Job, part: str) -> Tensor:
+    """Bits per dimension [draws, images], float64."""
+    data = job.data
+    nats = log_densities(log_prob, job, part, job.params.bits_per_dim.draws)
+    return bits_per_dim(nats, data.levels, data.dims, math.prod(data.shape))
+
+
 @torch.no_grad()
-def measure(log_prob: Callable[[Tensor], Tensor], data: Images, part: str, settings: BitsPerDim, seed: int) -> Tensor:
-    """Bits per dimension [draws, images], float64; the dequantisation noise is the same for every model of a seed."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for _ in range(settings.draws):
-        parts = [log_prob(dequantize(x, data.levels, generator)) for x in data.images[part].split(settings.batch)]
-        rows.append(bits_per_dim(torch.cat(parts).double().cpu(), data.levels, data.dims, math.prod(data.shape)))
+def log_densities(log_prob: LogProb, job: Job, part: str, draws: int) -> Tensor:
+    """log_prob [draws, images] of a part's images, in nats, float64.
+
+    The dequantisation noise is the same for every model of a seed, at any stage, and is never that of training.
+    """
+    generator, rows = torch.Generator().manual_seed(job.shared_seed_for(f"noise of {part}")), []
+    batches = chosen(job, part).split(job.params.bits_per_dim.batch)
+    for _ in range(draws):
+        parts = [log_prob(dequantize(images, job.data.levels, generator)) for images in batches]
+        rows.append(torch.cat(parts).double().cpu())
     return torch.stack(rows)
+
+
+def chosen(job: Job, part: str) -> Tensor:
+    """uint8 images [n, C, H, W]: all of a part, but of the training part at most as many as of the test part.
+
+    These are a random subset, the same for every model of a seed.
+    """
+    images, n = job.data.images[part], len(job.data.images["test"])
+    if part != "train":
+        return images
+    random = torch.Generator().manual_seed(job.shared_seed_for("training images"))
+    return images[torch.randperm(len(images), generator=random)[:n].sort().values.to(images.device)]
 
 
 def simple_codes(data: Images) -> list[Score]:

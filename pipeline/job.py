@@ -70,6 +70,10 @@ class Job:
         """A seed of its own for each use of chance, from the run's seed and the purpose's name."""
         return seed_of(self.stage, purpose, self.tags.get("arm", ""), self.seed)
 
+    def shared_seed_for(self, purpose: str) -> int:
+        """A seed that every stage and arm of the run's seed shares: what they draw from it is the same, and paired."""
+        return seed_of("shared", purpose, self.seed)
+
     def keeper(self, loop: str, **parts: Any) -> Keeper:
         """Keeps the state of one of the stage's loops; parts as in pipeline/resume.py."""
         return Keeper(self.resume / loop if self.resume else None, self.save_every, **parts)

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from eval.bits_per_dim import simple_codes
 from eval.density import Cells, divergence, integral, jensen_shannon, measure
 from eval.labelled import draws, middle, subset
 from eval.probe import classify, effective_rank, extract, open_maps
-from eval.score import accuracy_score, standard_error
+from eval.score import Score, accuracy_score, standard_error
 from fce.data import toy
 from fce.data.batches import Images, Points
+from fce.data.pixels import dequantize
 from fce.data.toy import grid
 from fce.energy import make_energy
 from fce.flow.sampler import Gaussian
@@ -147,40 +149,102 @@ def test_an_accuracy_keeps_its_draws_and_its_error_is_over_test_images() -> None
     assert score.protocol == "here; mean over 3 draws of labels"
 
 
-def test_what_is_measured_per_image_has_a_standard_error(tmp_path, monkeypatch) -> None:
-    """The stages themselves, on noise: a seed that is alone has an interval then."""
+def noise_images(counts: dict[str, int]) -> Images:
+    """So many images of each part, without structure, of 17 levels."""
     rng = np.random.default_rng(0)
-    arrays = {f"{part}_images": rng.integers(0, 17, (40, 8, 8, 1)).astype(np.uint8) for part in PARTS}
-    labels = {f"{part}_labels": np.arange(40) % 10 for part in PARTS}
-    data = Images({"levels": np.array(17), **arrays, **labels}, "cpu")
-    params = Sections.model_construct(
-        energy=ENERGY,
-        probe=Probe(labels=[20], draws=3, inverse_l2=[0.1]),
-        supervised=Supervised(batch=8, updates=2, epochs=1, validations=1, lr=[1e-3], weight_decay=[0.01]),
-        bits_per_dim=BitsPerDim(draws=2, batch=20),
-        log_z=LogZ(samples=512, batch=256, level=0.99, chains=4, temperatures=2, leapfrog=1),
-    )
+    arrays = {f"{part}_images": rng.integers(0, 17, (n, 8, 8, 1)).astype(np.uint8) for part, n in counts.items()}
+    labels = {f"{part}_labels": np.arange(n) % 10 for part, n in counts.items()}
+    return Images({"levels": np.array(17), **arrays, **labels}, "cpu")
+
+
+def save_players(path: Path) -> Path:
+    """The checkpoint of an untrained EBM, and a Gaussian as its noise model."""
     shape, energy = (1, 8, 8), ENERGY.model_dump()
-    save(tmp_path / "joint.pt", {
+    save(path, {
         "kind": "joint", "shape": list(shape), "joint_params": {"energy": "plain", "noise": "gaussian"},
         "energy_params": energy, "flow_params": {},
-        "energy": make_energy(shape, **energy).state_dict(), "flow": Gaussian(shape).state_dict()})
-    found: dict[str, dict] = {}
-    for stage in (bits_per_dim, log_z, probe, supervised):
-        name = stage.__name__.removeprefix("eval.")
-        needed = {} if stage in (probe, supervised) else {"model": tmp_path / "joint.pt"}
-        record = SimpleNamespace(log=lambda *_, **__: None)
-        job = Job(name, params, tmp_path, needed, data=data, record=record)
-        monkeypatch.setattr(stage, "write_scores", lambda _, scores, name=name: found.update(
-            {name: {(score.name, score.labels): score for score in scores}}))
-        stage.run(job)
-    assert all(score.standard_error > 0 for score in found["bits_per_dim"].values())
-    assert found["bits_per_dim"]["bits_per_dim", None].n == 40
-    assert found["log_z"]["told_apart", None].standard_error is not None
-    for name in ("probe", "supervised"):
-        few, every = (found[name]["accuracy", count] for count in (20, 40))
+        "energy": make_energy(shape, **energy).state_dict() | {"c": torch.tensor(-100.0)},
+        "flow": Gaussian(shape).state_dict()})
+    return path
+
+
+PARAMS = Sections.model_construct(
+    energy=ENERGY,
+    probe=Probe(labels=[20], draws=3, inverse_l2=[0.1]),
+    supervised=Supervised(batch=8, updates=2, epochs=1, validations=1, lr=[1e-3], weight_decay=[0.01]),
+    bits_per_dim=BitsPerDim(draws=2, batch=20),
+    log_z=LogZ(samples=512, batch=256, level=0.99, chains=4, temperatures=2, leapfrog=1),
+)
+
+
+def scores_of(stage: Any, monkeypatch: pytest.MonkeyPatch, **job: Any) -> dict[tuple[str, str, int | None], Score]:
+    """{(name, model, labels): score} of a stage that is run on PARAMS."""
+    found: list[Score] = []
+    monkeypatch.setattr(stage, "write_scores", lambda _, scores: found.extend(scores))
+    record = SimpleNamespace(log=lambda *_, **__: None)
+    stage.run(Job(stage.__name__.removeprefix("eval."), PARAMS, Path("out.json"), record=record, **job))
+    return {(score.name, score.model, score.labels): score for score in found}
+
+
+def test_what_is_measured_per_image_has_a_standard_error(tmp_path, monkeypatch) -> None:
+    """The stages themselves, on noise: a seed that is alone has an interval then."""
+    data, model = noise_images(dict.fromkeys(PARTS, 40)), save_players(tmp_path / "joint.pt")
+    found = {stage: scores_of(stage, monkeypatch, data=data,
+                              inputs={} if stage in (probe, supervised) else {"model": model})
+             for stage in (bits_per_dim, log_z, probe, supervised)}
+    assert all(score.standard_error > 0 for score in found[bits_per_dim].values())
+    assert found[bits_per_dim]["bits_per_dim", "ebm", None].n == 40
+    assert found[log_z]["told_apart", "ebm", None].standard_error is not None
+    for stage, name in ((probe, "features"), (supervised, "network")):
+        few, every = (found[stage]["accuracy", name, count] for count in (20, 40))
         assert (len(few.draws), len(every.draws)) == (3, 1) and few.n == every.n == 40
         assert few.standard_error > 0
+
+
+def test_all_models_of_a_seed_see_the_same_images_with_the_same_noise(tmp_path, monkeypatch) -> None:
+    """In both stages, so that the learned c gives one number; of the training part as many images as of the test's."""
+    data, seen = noise_images({"train": 90, "validation": 0, "test": 40}), list[tuple[int, torch.Tensor]]()
+
+    def look(images: torch.Tensor, levels: int, generator: torch.Generator) -> torch.Tensor:
+        x = dequantize(images, levels, generator)
+        seen.append((generator.initial_seed(), x))
+        return x
+
+    monkeypatch.setattr(bits_per_dim, "dequantize", look)
+    found, inputs = {}, {"model": save_players(tmp_path / "joint.pt")}
+    for seed, arm, stage in [(0, "joint", bits_per_dim), (0, "residual", bits_per_dim), (0, "joint", log_z),
+                             (0, "residual", log_z), (1, "joint", bits_per_dim)]:
+        seen.clear()
+        scores = scores_of(stage, monkeypatch, data=data, seed=seed, tags={"arm": arm}, inputs=inputs)
+        drawn = {part: torch.cat([x for at, x in seen if at == part]) for part, _ in seen}
+        found[seed, arm, stage] = scores, drawn
+    scores, drawn = found[0, "joint", bits_per_dim]
+    assert len(drawn) == 2 and {name for name, _, _ in scores} == {"bits_per_dim", "bits_per_dim_train"}
+    for stage in (bits_per_dim, log_z):
+        for arm in ("joint", "residual"):
+            others = found[0, arm, stage][1]
+            assert drawn.keys() == others.keys()  # the test's noise, and the training images'
+            assert all(torch.equal(drawn[part][:40], x[:40]) for part, x in others.items())
+    assert not drawn.keys() & found[1, "joint", bits_per_dim][1].keys()  # another seed has its own
+    by_log_z = found[0, "residual", log_z][0]
+    assert by_log_z["bits_per_dim_learned", "ebm", None].value == pytest.approx(
+        scores["bits_per_dim", "ebm", None].value, abs=1e-6)
+    assert {score.n for score in scores.values()} == {40} == {
+        by_log_z[f"told_apart_data{part}", "ebm", None].n for part in ("", "_test")}
+
+
+def test_training_images_are_told_apart_by_the_training_images(tmp_path, monkeypatch) -> None:
+    """Training images are dark and test images bright; an EBM that is above its flow on dark ones knows the first."""
+    dark, bright = np.zeros((60, 8, 8, 1), np.uint8), np.full((40, 8, 8, 1), 16, np.uint8)
+    energy = SimpleNamespace(c=torch.zeros(()), log_prob=lambda x: -x.flatten(1).sum(1))
+    flow = SimpleNamespace(log_prob=lambda x: torch.zeros(len(x)))
+    job = Job("log_z", PARAMS, tmp_path, {}, data=image_data(dark, bright, 17))
+    found = {score.name: score for score in log_z.told_apart(energy, flow, torch.ones(30).double(), job)}
+    values = {name: score.value for name, score in found.items()}
+    assert values == {"told_apart": 1, "told_apart_data": 1, "told_apart_gen": 1, "told_apart_test": 0.5,
+                      "told_apart_data_test": 0}
+    assert (found["told_apart"].n, found["told_apart_data"].n) == (70, 40)
+    assert "training images" in found["told_apart"].protocol and "test images" in found["told_apart_test"].protocol
 
 
 def test_labelled_subsets_are_balanced_nested_and_drawn_by_seed() -> None:
