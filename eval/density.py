@@ -18,7 +18,6 @@ from fce.flow.sampler import Gaussian
 from fce.models import open_densities
 from pipeline.checkpoint import load
 from pipeline.errors import UserError
-from pipeline.files import write_arrays
 from pipeline.job import Job
 from pipeline.progress import log
 
@@ -81,8 +80,7 @@ def compare(job: Job, data: Points, grids: list[Cells], plot: Tensor, truth: Ten
                                  protocol="learned numbers of the network")]
         pictures[name] = log_density(plot) - log_z
     arrays = {name: values.reshape(side, side).float().numpy() for name, values in pictures.items()}
-    write_arrays(job.out.with_suffix(".npz"), {"axis": plot[::side, 0].numpy(), **arrays})
-    write_scores(job, scores)
+    write_scores(job, scores, {"axis": plot[::side, 0].numpy(), **arrays})
 
 
 def measure(name: Model, log_density: LogDensity, data: Points, grids: list[Cells]) -> tuple[list[Score], float]:

@@ -80,7 +80,8 @@ class Game:
         for step in range(total):
             x, log_q, x_gen, log_q_gen = self.supply.draw()
             residual = self.energy.log_prob(torch.cat([x, x_gen], 1)) - torch.cat([log_q, log_q_gen], 1)
-            set_lr(self.ebm_optimizer, self.ebm_lrs, lr_factor("cosine", 0, step, step / total))
+            set_lr(self.ebm_optimizer, [self.settings.warm_lr, self.settings.c_lr],
+                   lr_factor("cosine", 0, step, step / total))
             self.energy.backward(residual.square().mean(1))
             self.step_ebm()
         rms = residual.detach().square().mean(1).sqrt().tolist()

@@ -5,6 +5,7 @@ inputs, the report and the tests read them.
 """
 
 import ast
+import math
 import re
 import tomllib
 from collections.abc import Sequence
@@ -104,6 +105,17 @@ class Arm(NamedTuple):
     legend: str = ""
 
 
+class Caution(NamedTuple):
+    """What to say of a number above or below a limit."""
+
+    words: str
+    above: float = math.inf
+    below: float = -math.inf
+
+    def meets(self, value: float) -> bool:
+        return value > self.above or value < self.below
+
+
 class Score(NamedTuple):
     """One kind of number.
 
@@ -113,6 +125,7 @@ class Score(NamedTuple):
         better: `lower` or `higher`; "" where neither is.
         table: where the report shows it; "" for nowhere but in the score files.
         column: the score in whose column it stands, with `row` for its row: baselines; else itself.
+        caution: what a reader is warned of where the number in the table is past a limit.
     """
 
     heading: str
@@ -121,6 +134,7 @@ class Score(NamedTuple):
     table: str = "results"
     column: str = ""
     row: str = ""
+    caution: Caution | None = None
 
 
 def stage_of(row: dict[str, Any]) -> Stage:
@@ -135,7 +149,8 @@ def place(name: str) -> str:
 def score_of(row: dict[str, Any]) -> Score:
     """A row has the heading, unit and table of the score in whose column it stands."""
     base = TABLES["scores"].get(row.get("column", ""), {})
-    return Score(**{key: base[key] for key in ("heading", "unit", "table") if key in base} | row)
+    caution = Caution(**row["caution"]) if "caution" in row else None
+    return Score(**{key: base[key] for key in ("heading", "unit", "table") if key in base} | row | {"caution": caution})
 
 
 STAGES = {name: stage_of(row) for name, row in TABLES["stages"].items()}

@@ -132,7 +132,7 @@ def errors(results: Results, experiments: list[str], out: Path, why: Reason) -> 
                "mse_ema", "mse_ema_normalised"]
     data = pd.concat(runs, names=["experiment"]).reset_index("experiment")
     save(canvas, out, name, data[columns], results.profile)
-    return Figure(name, title, f"{called(experiment).capitalize()}, {NOTES[name]}")
+    return Figure(name, title, f"{called(experiment, results.profile).capitalize()}, {NOTES[name]}")
 
 
 def samples(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
@@ -192,7 +192,7 @@ def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
 
 def training(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
     """The value V and the accuracies over joint training, and the validation loss over pre-training."""
-    name, title = f"training-{experiment}", f"Training curves, {called(experiment)}"
+    name, title = f"training-{experiment}", f"Training curves, {called(experiment, results.profile)}"
     joint, pretrain = curves(results, experiment, "joint"), curves(results, experiment, "pretrain")
     if joint.empty or pretrain.empty:
         return Figure(name, title, "", why(experiment, "joint", "joint"))

@@ -13,14 +13,14 @@ from pipeline.params import load
 from reports import tables, verdicts
 from reports.blocks import Block, Section, Table, Text, plain
 from reports.origins import NOT_YET, failures, left_over, provenance, why_missing
-from reports.scores import Reason, Results, convergence, curves
+from reports.scores import CAUTION, COLUMNS, Reason, Results
 from reports.words import NOTES, PAPER, called
 
 
 def content(profile: str, build: Path, out: Path) -> list[Section]:
     """All sections; draws the figures into `out`."""
     results = Results(load(ROOT / "params.yaml"), profile, build)
-    write_bytes(out / "scores.csv", results.scores.to_csv(index=False).encode())
+    write_bytes(out / "scores.csv", results.scores.to_csv(columns=COLUMNS, index=False).encode())
     failed, origins = failures(results), provenance(results)
     why = partial(why_missing, results, failed)
     pictures, measured = drawn(results, out, why), every_measure(results, why)
@@ -56,13 +56,13 @@ def drawn(results: Results, out: Path, why: Reason) -> dict[str, list[Block]]:
 def of_the_paper(results: Results, why: Reason, pictures: dict[str, list[Block]], measured: list[Block],
                  ran: list[Block]) -> list[Section]:
     """The sections of the full profile, which is judged."""
-    runs = [convergence(curves(results, name, "joint"), "full", name) for name in results.settings.names("full", "toy")]
-    claims, printed = judged(pd.concat([results.scores, *runs]), why)
+    claims, printed = judged(results.scores, why)
     built = [paper_table(entry, tables.architecture_table(results.folder, entry)) for entry in PAPER["architectures"]]
-    given = [verdict for table in (claims, *printed) for verdict in table.frame["Verdict"]]
+    given = [verdict.partition(":")[0] for table in (claims, *printed) for verdict in table.frame["Verdict"]]
     counts = ", ".join(f"{n} {verdict}" for verdict in verdicts.VERDICTS if (n := given.count(verdict)))
     criteria = Table("criteria", "How each verdict is decided", tables.criteria_table(PAPER), folded=True)
-    holds: list[Block] = [Text(f"Of {len(given)} claims and printed numbers: {counts}."), claims, criteria]
+    holds: list[Block] = [Text(f"Of {len(given)} claims and printed numbers: {counts}.{by_chance(claims)}"),
+                          claims, criteria]
     shown = [*pictures["fits"], *pictures["samples"], *printed, *pictures["probe"], *built, *pictures["training"]]
     return [("What holds", holds), ("Scope", [Text(NOTES["scope"]), *ran]),
             ("Methodology", [Text(NOTES["methodology"])]), ("Results", shown), ("Every measure", measured),
@@ -74,13 +74,20 @@ def judged(scores: pd.DataFrame, why: Reason) -> tuple[Table, list[Table]]:
     def brief(*place: str) -> str:
         return shorten(why(*place).removeprefix("not run: "), 130, placeholder=" …")  # whole under Failures
 
-    interval = "Mean ± half-width of the 95 % t-interval over seeds; each seed leads to its provenance."
+    interval = f"{NOTES['interval']} Each seed leads to its provenance."
     claims = tables.claims_table(scores, PAPER["claims"], brief)
-    note = ("Differences are paired, seed by seed; accuracies draw by draw of labels too, which their intervals "
-            f"contain. {interval}{alone(claims)}")
+    note = ("Differences are paired, seed by seed, and image by image where both numbers are of the same test images; "
+            f"accuracies draw by draw of labels too, which their intervals contain. {interval}{alone(claims)}")
     printed = [paper_table(entry, tables.printed_table(scores, entry, brief),
                            f"{interval} Tolerance ±\u00a0{entry['tolerance']}.") for entry in PAPER["values"]]
     return Table("claims", "The paper's claims", claims, note), printed
+
+
+def by_chance(claims: Table) -> str:
+    """How many "reproduced" to expect of the claims that an interval decides, if none of them held."""
+    n = int(claims.frame["Verdict"].isin(["reproduced", "undetermined", "not reproduced"]).sum())
+    return (f" Verdicts on claims by 95 % intervals, without correction for their number: {n}. Were none of these "
+            f"claims true, up to {n} × 2.5 % = {0.025 * n:.2g} “reproduced” would still be expected.") if n else ""
 
 
 def paper_table(entry: dict[str, str], frame: pd.DataFrame, note: str = "") -> Table:
@@ -99,7 +106,12 @@ def better(frame: pd.DataFrame) -> str:
     """Which columns are better lower, and which higher, where that is plain."""
     ways = {score.heading: score.better for score in SCORES.values() if score.better}
     columns = {way: [name for name in map(str, frame) if ways.get(name) == way] for way in ("lower", "higher")}
-    return "".join(f" {way.capitalize()} is better: {', '.join(names)}." for way, names in columns.items() if names)
+    return "".join(f" {way.capitalize()} is better: {'; '.join(names)}." for way, names in columns.items() if names)
+
+
+def cautions(frame: pd.DataFrame) -> str:
+    """What the catalogue says of the numbers that are marked in a table."""
+    return "".join(f" {CAUTION} Caution, {measure}: {words}." for measure, words in frame.attrs["cautions"].items())
 
 
 def every_measure(results: Results, why: Reason) -> list[Block]:
@@ -110,10 +122,12 @@ def every_measure(results: Results, why: Reason) -> list[Block]:
         for name, (title, row) in tables.TABLES.items():
             frame, seeds = (tables.table(results.scores, experiment, name, rows) for rows in ([row], [row, "Seed"]))
             if len(frame):
-                key, title = kind if name == "results" else name, f"{title}, {called(experiment)}"
-                note = NOTES[key] + better(frame) + alone(frame)
+                key = kind if name == "results" else name
+                title = f"{title}, {called(experiment, results.profile)}"
+                note = f"{NOTES[key]} {NOTES['interval']}" + better(frame) + cautions(frame) + alone(frame)
+                each, warned = f"{title}: each seed", cautions(seeds).lstrip()
                 blocks += [Table(f"{experiment}-{key}", title, frame, note, name == "modes"),
-                           Table(f"{experiment}-{key}-seeds", f"{title}: each seed", seeds, "", name != "trade")]
+                           Table(f"{experiment}-{key}-seeds", each, seeds, warned, name != "trade")]
     return blocks
 
 
@@ -129,7 +143,8 @@ def missing(results: Results, experiment: str, why: Reason) -> list[Block]:
     for measure, arms in results.settings.measured(results.profile, experiment).items():
         for arm in [arm for arm in arms if (experiment, arm, measure) not in have]:
             reasons.setdefault(why(experiment, arm, measure), []).append(f"{measure} of {arm}")
-    return [Text(f"{called(experiment)}: {reason} ({', '.join(what)})", "missing") for reason, what in reasons.items()]
+    name = called(experiment, results.profile)
+    return [Text(f"{name}: {reason} ({', '.join(what)})", "missing") for reason, what in reasons.items()]
 
 
 def scope(results: Results, origins: pd.DataFrame) -> list[Block]:
@@ -141,8 +156,8 @@ def scope(results: Results, origins: pd.DataFrame) -> list[Block]:
     for _, name in experiments(results):
         group = origins[origins["Experiment"] == name]
         hours = verdicts.number(pd.to_numeric(group["Seconds"]).sum() / 3600)
-        rows.append({"Data": called(name), "Seeds": listed(group["Seed"]), "Arms": listed(group["Arm"]),
-                     "Hours, all stages": hours, "Device": listed(group["Device"])})
+        rows.append({"Data": called(name, results.profile), "Seeds": listed(group["Seed"]),
+                     "Arms": listed(group["Arm"]), "Hours, all stages": hours, "Device": listed(group["Device"])})
     ran = Text(NOT_YET, "missing") if origins.empty else Table("scope", "What was run", pd.DataFrame(rows))
     over = left_over(results)
     return [ran, Text(f"left over, not shown: {over}", "missing")] if over else [ran]

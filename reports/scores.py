@@ -5,7 +5,7 @@ Of files below build/<profile>/ only those count that params.yaml names now; the
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
-from eval.score import read_scores
+from eval.score import read_per_image, read_scores
 from pipeline.catalogue import ARMS, SCORES, STAGES, score
 from pipeline.errors import UserError
 from pipeline.params import Params, Run
@@ -21,9 +21,12 @@ from reports.verdicts import ALONE, Values, estimate, number
 from reports.words import MODELS
 
 COLUMNS = ["profile", "experiment", "seed", "arm", "measure", "name", "model", "labels", "value",
-           "standard_error", "draws"]
+           "standard_error", "draws", "shared"]
 CURVES = {"pretrain": ("step", "validation"), "joint": ("ebm_updates", "value", "accuracy_data", "accuracy_gen")}
+GAME = ("mean_value", "mean_below_chance", "mean_accuracy_data", "mean_accuracy_gen", "mean_saturated", "ebm_updates",
+        "flow_updates")  # of a curve's last row
 CONVERGED = 0.2  # mean squared error of log p at which a 2D run counts as converged; paper.yaml says why
+CAUTION = "†"  # marks a number that its score's row in the catalogue warns of
 
 Reason = Callable[[str, str, str], str]  # (experiment, arm, stage) -> why its output is missing
 
@@ -65,11 +68,17 @@ class Results:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        return score_table(self.files[path] for path in self.files if path in self.named)
+        """Of the score files, and of the curves of joint training."""
+        games = [of_game(curves(self, name, "joint"), self.profile, name)
+                 for name in self.settings.experiments[self.profile]]
+        return pd.concat([score_table(self.files[path] for path in self.files if path in self.named), *games],
+                         ignore_index=True)
 
 
 def score_files(folder: Path) -> dict[Path, dict[str, Any]]:
     """The content of every score file of build/<profile>, left over or not, by its path without ending.
+
+    A score's `images` reads its values per image, where a file of them lies beside.
 
     Raises:
         UserError: a file is no score file, has what no list knows, or its content belongs to another place.
@@ -80,7 +89,8 @@ def score_files(folder: Path) -> dict[Path, dict[str, Any]]:
     found = {}
     for path in sorted(folder.glob("*/seed-*/*/*.json")):
         try:
-            content = read_scores(path).model_dump()
+            file = read_scores(path)
+            content = file.model_dump()
             if content["arm"] not in ARMS:
                 raise ValueError(f"the arm '{content['arm']}' is in no list; add it to [arms] in "
                                  "pipeline/catalogue.toml")
@@ -91,14 +101,17 @@ def score_files(folder: Path) -> dict[Path, dict[str, Any]]:
         own = "{profile}/{experiment}/seed-{seed}/{arm}/{measure}.json".format(**content)
         if path != folder.parent / own:
             raise UserError(f"{path} holds the scores of {own}: it was moved; delete it and run snakemake")
+        if (beside := path.with_suffix(".npz")).exists():
+            for score, dumped in zip(file.scores, content["scores"], strict=True):
+                dumped["images"] = partial(read_per_image, beside, score.key)
         found[path.with_suffix("")] = content
     return found
 
 
 def score_table(files: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """One row per score, with COLUMNS."""
+    """One row per score, with COLUMNS and `images`."""
     rows = [{**file, **score} for file in files for score in file["scores"]]
-    return pd.DataFrame(rows, columns=COLUMNS).astype(
+    return pd.DataFrame(rows, columns=[*COLUMNS, "images"]).astype(
         {"value": float, "seed": int, "labels": float, "standard_error": float})
 
 
@@ -116,18 +129,31 @@ def curves(results: Results, experiment: str, stage: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def convergence(joint: pd.DataFrame, profile: str, experiment: str) -> pd.DataFrame:
-    """Scores `updates_to_converge` (Figure 2) from the curves of joint training.
-
-    The value is the number of EBM updates until mse_ema < CONVERGED, or the whole budget where it never is.
-    """
+def of_game(joint: pd.DataFrame, profile: str, experiment: str) -> pd.DataFrame:
+    """Scores of how each game went, from the curves of joint training, one below the other."""
     files = []
-    for (seed, arm), run in joint.groupby(["seed", "arm"]) if "mse_ema" in joint else []:
-        below = run.loc[run["mse_ema"] < CONVERGED, "ebm_updates"]
-        value = below.min() if len(below) else run["ebm_updates"].max()
+    for (seed, arm), run in joint.groupby(["seed", "arm"]) if len(joint) else []:
+        found = [{"name": name, "model": "ebm", "value": value} for name, value in of_curve(run).items()]
         files.append({"profile": profile, "experiment": experiment, "seed": seed, "arm": arm, "measure": "joint",
-                      "scores": [{"name": "updates_to_converge", "model": "ebm", "value": value}]})
+                      "scores": found})
     return score_table(files)
+
+
+def of_curve(run: pd.DataFrame) -> dict[str, float]:
+    """{score: value} of the curve of one run of joint training.
+
+    Its last row has the means over all updates of the EBM. `capped_turns`: the share of turns that a cap ended.
+    `updates_to_converge` (Figure 2): EBM updates until mse_ema < CONVERGED, or the whole budget where it never is.
+    """
+    run = run.dropna(axis=1, how="all")  # what only other runs have
+    last = run.iloc[-1]
+    found = {name: float(last[name]) for name in GAME if name in run}
+    if "capped" in run and last["turns"]:
+        found["capped_turns"] = float(last["capped"] / last["turns"])
+    if "mse_ema" in run:
+        below = run.loc[run["mse_ema"] < CONVERGED, "ebm_updates"]
+        found["updates_to_converge"] = float(below.min() if len(below) else run["ebm_updates"].max())
+    return found
 
 
 def by_seed(scores: pd.DataFrame, **keys: str) -> Values:
@@ -172,9 +198,10 @@ def shown(scores: pd.DataFrame, experiment: str) -> pd.DataFrame:
 def spread(chosen: pd.DataFrame, rows: list[str], across: str = "Measure") -> pd.DataFrame:
     """A row for each combination of `rows`, a column for each value of `across`: means ± half-widths, or each seed's.
 
-    The column Seeds counts a row's seeds; a cell that is a mean over fewer says so.
+    The column Seeds counts a row's seeds; a cell that is a mean over fewer says so. A number that the catalogue warns
+    of has CAUTION; attrs["cautions"] are the words, by Measure.
     """
-    columns, table = chosen.sort_values("order", kind="stable")[across].unique(), []
+    columns, table, cautions = chosen.sort_values("order", kind="stable")[across].unique(), [], {}
     for row, group in chosen.groupby(rows, sort=False):
         cells, n = dict(zip(rows, map(str, row), strict=True)), group["Seed"].nunique()
         cells["Seeds"] = str(n)
@@ -182,6 +209,12 @@ def spread(chosen: pd.DataFrame, rows: list[str], across: str = "Measure") -> pd
             values = Values.of(cell)
             text = number(values.interval()[0]) if "Seed" in rows else estimate(values)
             cells[str(heading)] = text + (f" (n = {len(values)})" if len(values) < n and ALONE not in text else "")
+            caution = score(cell["name"].iloc[0]).caution if "name" in cell else None  # a difference has no name
+            if caution and caution.meets(values.interval()[0]):
+                cells[str(heading)] += f" {CAUTION}"
+                cautions[cell["Measure"].iloc[0]] = caution.words
         table.append(cells)
     frame = pd.DataFrame(table, columns=[*rows, *columns, "Seeds"]).fillna("–")
-    return frame.drop(columns="Seeds") if "Seed" in rows else frame
+    frame = frame.drop(columns="Seeds") if "Seed" in rows else frame
+    frame.attrs["cautions"] = cautions
+    return frame

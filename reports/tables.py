@@ -13,11 +13,12 @@ import pandas as pd
 
 from pipeline.catalogue import ARMS
 from reports.scores import Reason, by_seed, column, links, shown, spread
-from reports.verdicts import bound_verdict, estimate, ordering_verdict, refuse_quick, value_verdict
+from reports.verdicts import BUDGET, bound_verdict, estimate, ordering_verdict, refuse_quick, value_verdict
 from reports.words import called
 
 TABLES = {  # of an experiment, in order: the catalogue's name, the title, and what makes a row
-    "results": ("Results", "Model"), "modes": ("Mass of each mode, against the truth's", "Model"),
+    "results": ("Results", "Model"), "game": ("The game between the two players", "Model"),
+    "modes": ("Mass of each mode, against the truth's", "Model"),
     "trade": ("What joint training changes in Glow", "Arm"),
     "bounds": ("Bits/dim of the EBM by bounds on log Z", "Model"), "trust": ("log Z of the EBM", "Model"),
     "control": ("The bounds on log Z, where it is known", "Model"),
@@ -34,7 +35,7 @@ def printed_table(scores: pd.DataFrame, table: dict[str, Any], why: Reason) -> p
         verdict = value_verdict(values, entry["paper"], entry["tolerance"])
         rows.append({"Data": entry["row"], "Model": entry["column"], "Paper": f"{entry['paper']:.2f}",
                      "Ours": estimate(values), "Seeds": links(values.at.index, *place),
-                     **conclusion(verdict, entry, why(*place))})
+                     **conclusion(verdict, entry, entry["experiment"], why(*place))})
     return pd.DataFrame(rows)
 
 
@@ -48,16 +49,14 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
         judged = scores[~(scores["labels"] > claim.get("most_labels", math.inf))]
         first, *others = (by_seed(judged, **side) for side in sides)
         difference, arm = first - others[0] if others else first, claim["first"]["arm"]
-        holds = int(((claim["low"] < difference.means) & (difference.means < claim["high"])).sum())
         lacking = sides[-1] if len(first) else sides[0]
         missing = why(experiment, lacking["arm"], lacking["measure"])
-        if "bound" in claim:  # a second, tighter bound that is less certain
-            tighter = by_seed(scores, **(sides[0] | {"name": claim["bound"]})) - others[0]
-            ended = conclusion(bound_verdict(difference, tighter), claim, missing)
-            if len(tighter):
-                ended["Note"] = f"the certificate's difference; by AIS {estimate(tighter)}"
-        else:
-            ended = conclusion(ordering_verdict(difference, claim["low"], claim["high"]), claim, missing)
+        bound, low, high = "bound" in claim, claim["low"], claim["high"]
+        verdict = bound_verdict(difference) if bound else ordering_verdict(difference, low, high)
+        ended = conclusion(verdict, claim, experiment, missing)
+        if bound and len(by_ais := by_seed(scores, **(sides[0] | {"name": "bits_per_dim_ais"})) - others[0]):
+            ended["Note"] = f"the certificate's difference; by AIS {estimate(by_ais)}"
+        holds = int(((low < difference.means) & (difference.means < high)).sum())
         rows.append({"Claim": claim["claim"], "Data": called(experiment), "Difference": estimate(difference),
                      "Holds in": f"{holds} of {len(difference)}",
                      "Seeds": links(difference.at.index, experiment, arm, claim["measure"]), **ended})
@@ -65,10 +64,12 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
     return pd.DataFrame(rows)
 
 
-def conclusion(verdict: str, entry: dict[str, Any], missing: str) -> dict[str, str]:
+def conclusion(verdict: str, entry: dict[str, Any], experiment: str, missing: str) -> dict[str, str]:
     """The columns Verdict and Note of a judged entry."""
     if "unverified" in entry and verdict != "not run":
         return {"Verdict": "unverified", "Note": entry["unverified"]}
+    if experiment in entry.get("budget", {}) and verdict != "not run":
+        return {"Verdict": BUDGET, "Note": entry["budget"][experiment]}
     return {"Verdict": verdict, "Note": missing if verdict == "not run" else ""}
 
 
@@ -115,7 +116,8 @@ def trade_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.Da
     for arm in [arm for arm in ARMS if arm != "mle"]:
         for name in ("frechet_inception_distance", "frechet_distance", "bits_per_dim"):
             change = by_seed(flows, arm=arm, name=name) - by_seed(flows, arm="mle", name=name)
-            changes += [(ARMS[arm].words, seed, seed, *column(name).values(), value, error, None)
-                        for seed, value, error in zip(change.at.index, change.means, change.errors, strict=True)]
-    columns = ["Arm", "Seed", "seed", "table", "Measure", "order", "value", "standard_error", "draws"]
+            each = zip(change.at.index, change.means, change.errors, change.shared > 0, strict=True)
+            changes += [(ARMS[arm].words, seed, *column(name).values(), None, seed, *numbers)
+                        for seed, *numbers in each]
+    columns = ["Arm", "Seed", "table", "Measure", "order", "draws", "seed", "value", "standard_error", "shared"]
     return spread(pd.DataFrame(changes, columns=columns), rows)

@@ -61,6 +61,7 @@ class Joint(Strict):
     noise_ratio: Few
     ebm_updates: Positive
     warm_start: Count
+    warm_lr: Rate
     head_start: Count
     rule: Literal["accuracy", "ratio"]
     ebm_per_round: Positive
