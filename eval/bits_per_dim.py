@@ -34,7 +34,8 @@ def run(job: Job) -> None:
             caution = "; by the learned c, unverified" if model == "ebm" else ""
             protocol = f"{WORDS[part]}, {len(draws)} dequantisation draws, averaged weights{caution}"
             # each image has noise of its own, so the spread of the images' means over draws contains the noise's
-            scores.append(mean_score(NAMES[part], model, draws.mean(0), protocol))
+            # and each seed draws training images of its own
+            scores.append(mean_score(NAMES[part], model, draws.mean(0), protocol, shared=part != "train"))
     write_scores(job, scores)
 
 

@@ -94,7 +94,7 @@ def of_samples(found: Tensor, real: Reference, settings: Fid, model: Model, what
     by_line = (f"{distance.protocol}; extrapolated to infinitely many samples by a line in 1/N through random subsets "
                f"of {sizes[0]} to {sizes[-1]}; standard error of the fit, whose subsets overlap, {fit_error:.3g}")
     limit = {"name": f"{distance.name}_infinity", "value": value, "protocol": by_line}
-    known = {"standard_error": error, "protocol": f"{distance.protocol}; {spread}"}
+    known = {"standard_error": error, "shared": False, "protocol": f"{distance.protocol}; {spread}"}
     return [distance.model_copy(update=known), distance.model_copy(update=limit), *others]
 
 

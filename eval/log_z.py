@@ -46,10 +46,9 @@ def run(job: Job) -> None:
     log.info("log Z: %s", ", ".join(f"{kind} {value:.3f}" for kind, (value, *_) in kinds.items()))
     scores = []
     for kind, (value, n, protocol) in kinds.items():
-        implied = bits.mean().item() + value / (data.dims * math.log(2))
         scores += [Score(name=f"log_z_{kind}", model="ebm", value=value, n=n, protocol=protocol),
-                   Score(name=f"bits_per_dim_{kind}", model="ebm", value=implied, n=bits.shape[1],
-                         protocol=f"test part, {len(bits)} dequantisation draws; log Z: {protocol}")]
+                   mean_score(f"bits_per_dim_{kind}", "ebm", bits.mean(0) + value / (data.dims * math.log(2)),
+                              f"test part, {len(bits)} dequantisation draws; log Z: {protocol}")]
     facts = {
         "excess_mass": (max(0.0, kinds["certificate"][0] - c),
                         "certificate minus c, where positive: exp(f - c) integrates to e^this or more"),
@@ -67,15 +66,15 @@ def run(job: Job) -> None:
 
 def told_apart(energy: EnergyModel, flow: Glow | Gaussian, fake: Tensor, job: Job) -> list[Score]:
     """How often the posterior p/(p + q) is right of training images, of test images and, `fake` [N], of samples."""
-    scores = [mean_score("told_apart_gen", "ebm", fake, "samples of the flow with p < q")]
+    scores = [mean_score("told_apart_gen", "ebm", fake, "samples of the flow with p < q", shared=False)]
     for part, ending in (("train", ""), ("test", "_test")):
         # log p - log q [n] in nats, by the learned c, dequantised once
         ratios = log_densities(energy.log_prob, job, part, 1)[0] - log_densities(flow.log_prob, job, part, 1)[0]
         real = (ratios > 0).double()
         scores += [
-            mean_score(f"told_apart_data{ending}", "ebm", real, f"with p > q: {WORDS[part]}"),
+            mean_score(f"told_apart_data{ending}", "ebm", real, f"with p > q: {WORDS[part]}", shared=part == "test"),
             Score(name=f"told_apart{ending}", model="ebm", value=(real.mean() + fake.mean()).item() / 2,
-                  n=len(real) + len(fake), standard_error=standard_error(real, fake),
+                  n=len(real) + len(fake), standard_error=standard_error(real, fake), shared=part == "test",
                   protocol=f"accuracy of the posterior p/(p + q): mean of samples of the flow and of {WORDS[part]}"),
         ]
     return scores
