@@ -15,11 +15,14 @@ class Flow(Strict):
     coupling: Literal["additive", "affine"]
     scale_floor: Share
     input: Literal["identity", "centered", "logit"]
+    edge: bool
 
     @model_validator(mode="after")
     def fits(self) -> "Flow":
         if self.layers == "fc" and (self.levels != 1 or self.input != "identity"):
             raise ValueError("layers: fc goes with levels: 1 and input: identity")
+        if self.layers == "fc" and self.edge:
+            raise ValueError("edge: true is of convolutions; layers: fc goes with edge: false")
         return self
 
 
