@@ -22,7 +22,7 @@ from pipeline.schema.measures import BitsPerDim
 def run(job: Job) -> None:
     models = open_densities(load(job.inputs["model"]), job.device)
     scores = [] if "ebm" in models else simple_codes(job.data)  # once per seed, not once per arm
-    for part in ("test", "validation"):
+    for part in ("test", "validation") if len(job.data.images["validation"]) else ("test",):
         name = "bits_per_dim" if part == "test" else "bits_per_dim_validation"
         for model, density in models.items():
             draws = measure(density.log_prob, job.data, part, job.params.bits_per_dim, seed=job.seed_for(part))

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.schema.kinds import Amount, Count, Few, Positive, Rate, Share, Strict, Width, Widths
+from pipeline.schema.kinds import Amount, Count, Few, Positive, Rate, Share, Shift, Strict, Width, Widths
 
 
 class Flow(Strict):
@@ -38,6 +38,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 class Pretrain(Strict):
     steps: Positive
     batch: Amount
+    augment: Shift
     optimizer: Literal["adam", "adamax"]
     lr: Rate
     warmup: Count
@@ -61,6 +62,7 @@ class Joint(Strict):
     noise: Literal["flow", "frozen-flow", "gaussian"]
     energy: Literal["plain", "residual"]
     batch: Amount
+    augment: Shift
     noise_ratio: Few
     ebm_updates: Positive
     warm_start: Count
