@@ -42,7 +42,7 @@ def dequantize(images: Tensor, levels: int, generator: torch.Generator | None = 
 def shifted(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """uint8 images [B, C, H, W], each moved down and across by up to `share` of its side.
 
-    As Keras 2.2.0 does it for openai/glow (get_mnist_cifar.py): the shifts are uniform, not whole pixels; between pixels
+    As Keras 2.2.0 does it for openai/glow (get_mnist_cifar.py): shifts are uniform, not whole pixels; between pixels
     the image is linear, beyond its walls as at them, and rounded down to grey levels.
     """
     x = images.float()

@@ -44,7 +44,7 @@ def middle(x: Tensor) -> Tensor:
 
 
 def gather(x: Tensor, edge: bool = False) -> Tensor:
-    """Each pixel's 3x3 neighbours [B H W, 9 C] of x [B, H, W, C], zeros beyond the walls; C + 1 with an edge channel."""
+    """Each pixel's 3x3 neighbours [B H W, 9 C] of x [B, H, W, C], zeros beyond the walls; with `edge` of C + 1."""
     padded = F.pad(x, (0, 0, 1, 1, 1, 1))
     if edge:  # nine columns more of some hundred: to add a map of the layer's width instead moves more numbers
         padded = torch.cat([padded, ring(x.shape, x).permute(0, 2, 3, 1).expand(len(x), -1, -1, -1)], -1)
@@ -170,7 +170,7 @@ class CouplingNet(nn.Module):
         w1, b1, w2, b2, w3, b3, *taps = layers or stacked([self])[0]
         if self.conv:
             keep = torch.is_grad_enabled() and (x.requires_grad or w1.requires_grad)
-            return ConvNet.apply(x, w1, b1, w2, b2, w3, keep) + (border(x, *taps, b3) if taps else b3)
+            return ConvNet.apply(x, w1, b1, w2, b2, w3, keep) + (border(x, taps[0], b3) if taps else b3)
         # in place: half the memory traffic, and ReLU's gradient needs the result only
         return F.linear(F.linear(F.linear(x, w1, b1).relu_(), w2, b2).relu_(), w3, b3)
 

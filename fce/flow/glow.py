@@ -19,7 +19,7 @@ class Gaussianize(nn.Module):
     def __init__(self, channels: int, context: int, layers: str, edge: bool = False):
         super().__init__()
         self.net = ZeroOutput(context, 2 * channels, layers, edge) if context else None
-        if not context:  # openai/glow's top prior convolves zeros: a mean and a scale per channel are left, and the edge
+        if not context:  # openai/glow's top prior convolves zeros: a mean and a scale per channel are left, and edges
             self.mean, self.logs = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
             self.taps = nn.Parameter(torch.zeros(2 * channels, 1, 3, 3)) if edge else None
 

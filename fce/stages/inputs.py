@@ -124,7 +124,7 @@ def check_probe(validation: int, data: batches.Images) -> None:
     if batches.shape_of(data.arrays, "validation_images")[0]:
         return
     if not validation:
-        raise UserError("probe.validation: 0, and the data have no validation part; give either, to choose by its labels")
+        raise UserError("probe.validation: 0, and the data have no validation part; give one, to choose by its labels")
     if validation > data.count - 2:
         raise UserError(f"probe.validation: {validation} of only {data.count} training images; leave 2 or more")
 

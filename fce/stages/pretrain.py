@@ -86,14 +86,15 @@ def train(jobs: list[Job]) -> None:
 def validate(jobs: list[Job], flow: Stack, average: Average, course: Course, validation: Tensor, loss: Tensor,
              norms: Tensor, facts: dict[str, Any]) -> None:
     """Add a row to each run's curve, and keep its weights where they are its best, or without validation its latest."""
-    data, scores = jobs[0].data, [None] * flow.size
+    data, scores = jobs[0].data, list[float | None]([None] * flow.size)
     if len(validation):
         with average.applied():
             scores = [data.loss(log_q) for log_q in evaluate(flow, validation)]
     scales = flow("max_log_scale").tolist()
     for i, weights in enumerate(flow.split(average.state)):
-        newest = (math.inf if scores[i] is None else scores[i], weights)
-        course.best[i] = min(course.best[i], newest, key=lambda pair: pair[0]) if len(validation) else newest
+        score = scores[i]
+        if score is None or score < course.best[i][0]:
+            course.best[i] = (math.inf if score is None else score, weights)
         row = {"step": facts["step"], "train": data.loss(-loss[i].item()), "validation": scores[i],
                "gradient_norm": norms[i].item(), "clipped": int(course.clipped[i]), "lr": facts["lr"],
                "max_log_scale": scales[i]}

@@ -57,10 +57,10 @@ class ImageExperiment(OfImages):
         if self.fid.features == "inception" and levels != 256:
             raise ValueError(f"fid.features: inception needs 256 grey levels, this data has {levels}; use classifier")
         if not self.data.validation and self.pretrain.select == "validation":
-            raise ValueError("pretrain.select: validation needs images to select by; raise data.validation, or use last")
+            raise ValueError("pretrain.select: validation needs a validation part; raise data.validation, or use last")
         if bool(self.data.validation) == bool(self.probe.validation):
-            raise ValueError("data.validation and probe.validation: probe and supervised choose by the labels of one of "
-                             "them; set the other to 0")
+            raise ValueError("data.validation and probe.validation: probe and supervised choose by the labels of one; "
+                             "set the other to 0")
         return self
 
 
