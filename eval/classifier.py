@@ -59,8 +59,8 @@ def run(job: Job) -> None:
         progress(step, loss=loss.detach())
     if not loss.isfinite():
         raise Stopped(f"classifier: the loss ended at {loss.item()}; lower classifier.lr")
-    right = {part: correct(model, data, part) for part in ("validation", "test")}
-    log.info("accuracy: validation %.4f, test %.4f", right["validation"], right["test"])
+    right = {part: correct(model, data, part) for part in ("validation", "test") if len(data.labels[part])}
+    log.info("accuracy: %s", ", ".join(f"{part} {share:.4f}" for part, share in right.items()))
     job.record.log(total, **right)
     save(job.out, {"kind": "classifier", "classifier": model.state_dict(), "build": build, "accuracy": right,
                    "provenance": job.provenance()})

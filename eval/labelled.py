@@ -5,7 +5,22 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
+from fce.data.batches import Images
 from pipeline.schema.measures import Probe
+
+
+def with_validation(data: Images, probe: Probe) -> Images:
+    """The data with a validation part: its own or, where it has none, `probe.validation` of its training images.
+
+    The models whose features are classified have seen those then, as all training images, without their labels.
+    """
+    if len(data.labels["validation"]):
+        return data
+    order = np.random.default_rng(0).permutation(data.count)
+    parts = {"validation": np.sort(order[: probe.validation]), "train": np.sort(order[probe.validation :])}
+    cut = {f"{part}_{what}": data.arrays[f"train_{what}"][index]
+           for part, index in parts.items() for what in ("images", "labels")}
+    return Images({**data.arrays, **cut}, data.device)
 
 
 def subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
 
-from eval.labelled import draws, middle
+from eval.labelled import draws, middle, with_validation
 from eval.score import Score, accuracy_score, write_scores
 from fce.data.batches import Images
 from fce.energy import make_energy
@@ -32,7 +32,8 @@ LAYERS = {"": "top-layer features", "_all_layers": "features of all hidden layer
 
 
 def run(job: Job) -> None:
-    settings, data, maps = job.params.probe, job.data, open_maps(job)
+    settings, maps = job.params.probe, open_maps(job)
+    data = with_validation(job.data, settings)
     progress = Progress(len(LAYERS) * (len(settings.labels) + 1))
     scores, done = [], 0
     for suffix, words in LAYERS.items():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.labelled import draws, middle
+from eval.labelled import draws, middle, with_validation
 from eval.score import accuracy_score, write_scores
 from fce.data.batches import Images
 from fce.energy import make_energy
@@ -63,7 +63,8 @@ class Tuned(State):
 
 
 def run(job: Job) -> None:
-    data, probe, tuned, scores = job.data, job.params.probe, Tuned(), []
+    probe, tuned, scores = job.params.probe, Tuned(), []
+    data = with_validation(job.data, probe)
     progress, keeper = Progress(len(probe.labels) + 1), job.keeper("draws", tuned=tuned)
     keeper.load()
     for done, (count, indices) in enumerate(draws(data.labels["train"], probe), 1):

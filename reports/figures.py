@@ -191,15 +191,19 @@ def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def training(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
-    """The value V and the accuracies over joint training, and the validation loss over pre-training."""
+    """The value V and the accuracies over joint training, and over pre-training the loss on the validation part.
+
+    Where none was held out, it is that of the training minibatches.
+    """
     name, title = f"training-{experiment}", f"Training curves, {called(experiment, results.profile)}"
     joint, pretrain = curves(results, experiment, "joint"), curves(results, experiment, "pretrain")
     if joint.empty or pretrain.empty:
         return Figure(name, title, "", why(experiment, "joint", "joint"))
     canvas, (loss, value, accuracy) = plt.subplots(1, 3, figsize=(WIDTH, 2.5))
-    lines(loss, pretrain.assign(arm="mle"), "step", "validation")
+    part = "validation" if pretrain["validation"].notna().any() else "train"
+    lines(loss, pretrain.assign(arm="mle"), "step", part)
     unit = "nats" if "mse_ema" in joint else "bits/dim"
-    loss.set(title="Glow, maximum likelihood", ylabel=f"validation, {unit}")
+    loss.set(title="Glow, maximum likelihood", ylabel=f"{part}, {unit}")
     lines(value, joint, "ebm_updates", "value")
     known = levels(results.folder / experiment / "params" / "joint", joint["arm"])
     for level in known:

@@ -170,7 +170,7 @@ def save_players(path: Path) -> Path:
 
 PARAMS = Sections.model_construct(
     energy=ENERGY,
-    probe=Probe(labels=[20], draws=3, inverse_l2=[0.1]),
+    probe=Probe(labels=[20], draws=3, validation=0, inverse_l2=[0.1]),
     supervised=Supervised(batch=8, updates=2, epochs=1, validations=1, lr=[1e-3], weight_decay=[0.01]),
     bits_per_dim=BitsPerDim(draws=2, batch=20),
     log_z=LogZ(samples=512, batch=256, level=0.99, chains=4, temperatures=2, leapfrog=1),
@@ -258,7 +258,7 @@ def test_labelled_subsets_are_balanced_nested_and_drawn_by_seed() -> None:
 
 def test_draws_are_subsets_and_at_last_all_labels_once() -> None:
     labels = np.repeat(np.arange(10), 12)
-    found = list(draws(labels, Probe(labels=[50, 100, 120, 500], draws=3, inverse_l2=[1.0])))
+    found = list(draws(labels, Probe(labels=[50, 100, 120, 500], draws=3, validation=0, inverse_l2=[1.0])))
     assert [(count, len(chosen)) for count, chosen in found] == [(50, 3), (100, 3), (120, 1)]
     assert all((index == subset(labels, count, seed)).all() for count, chosen in found[:2]
                for seed, index in enumerate(chosen))

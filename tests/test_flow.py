@@ -13,18 +13,22 @@ from fce.flow.layers import InvertibleLinear, Logit, linear, lu_inverses, lu_wei
 from fce.flow.sampler import Gaussian
 from fce.flow.steps import Steps
 
-FLOWS = {  # shape, levels, steps, width, layers, coupling, scale_floor, input
+FLOWS = {  # shape, levels, steps, width, layers, coupling, scale_floor, input, edge
     "fc affine": ((2,), 1, 4, 16, "fc", "affine", 0.0, "identity"),
     "fc additive, odd": ((5,), 1, 3, 16, "fc", "additive", 0.0, "identity"),
     "conv additive, 1 level": ((3, 4, 4), 1, 3, 8, "conv", "additive", 0.0, "centered"),
     "conv additive, 3 levels": ((1, 8, 8), 3, 2, 8, "conv", "additive", 0.0, "centered"),
     "conv affine with floor, 2 levels": ((3, 4, 4), 2, 2, 8, "conv", "affine", 0.3, "centered"),
     "conv affine logit, 2 levels": ((1, 8, 8), 2, 2, 8, "conv", "affine", 0.3, "logit"),
+    "conv additive with edges, 2 levels": ((3, 4, 4), 2, 2, 8, "conv", "additive", 0.0, "centered", True),
+    "conv affine with edges, 2 levels": ((1, 8, 8), 2, 2, 8, "conv", "affine", 0.1, "centered", True),
 }
 LAYERS = {  # how to make it; the shape of one x, channels last
     "logit": (Logit, (3, 2, 2)),
     "prior learned fc": (lambda: Gaussianize(3, 0, "fc"), (3,)),
     "prior learned conv": (lambda: Gaussianize(4, 0, "conv"), (2, 3, 4)),
+    "prior learned with edges": (lambda: Gaussianize(4, 0, "conv", True), (2, 3, 4)),
+    "prior with context and edges": (lambda: Gaussianize(4, 2, "conv", True), (2, 3, 4)),
     "prior with context fc": (lambda: Gaussianize(3, 2, "fc"), (3,)),
     "prior with context conv": (lambda: Gaussianize(4, 2, "conv"), (2, 3, 4)),
     **{

@@ -53,15 +53,25 @@ MISTAKES = {  # name: old text, new text, what the message must say
     "unknown choice": ("coupling: affine", "coupling: afine", r"\.flow\.coupling: .*'additive' or 'affine'"),
     "text for a rate": ("flow_lr: 1.0e-5", "flow_lr: '1e-5'", r"flow_lr: .*got '1e-5'.*without quotes"),
     "text for a count": (
-        "source: svhn, validation: 5000",
+        "source: svhn, validation: 0",
         "source: svhn, validation: '9'",
         r"experiments\.svhn\.data\.validation: .*without quotes",
     ),
-    "zero": (
-        "source: cifar10, validation: 5000",
+    "zero": ("batch: 200", "batch: 0", r"\.pretrain\.batch: .*greater than 0"),
+    "less than none": (
         "source: cifar10, validation: 0",
+        "source: cifar10, validation: -1",
         r"experiments\.cifar10\.data\.validation: ",
     ),
+    "no labels to choose by": ("probe: {validation: 5000}", "probe: {validation: 0}", r"\.svhn: .*set the other to 0"),
+    "labels to choose by twice": ("probe: {labels: [50, 100, 200", "probe: {validation: 9, labels: [50, 100, 200",
+                                  r"\.digits: .*choose by the labels of one"),
+    "nothing to select by": ("      select: last\n    joint:\n      start: pretrained                 #",
+                             "      select: validation\n    joint:\n      start: pretrained                 #",
+                             r"\.svhn: .*select: validation needs a validation part"),
+    "edges without convolutions": ("      edge: false ", "      edge: true ", r"flow: .*fc goes with edge: false"),
+    "moved points": ("      augment: 0.0  ", "      augment: 0.1  ", "points are not; set both to 0"),
+    "moved by half": ("augment: 0.1  ", "augment: 0.5  ", r"pretrain\.augment: .*less than 0\.5"),
     "negative": ("flow_lr: 1.0e-5", "flow_lr: -1.0", r"joint\.flow_lr: .*greater than 0"),
     "a key twice": ("full:", "full: {}\nfull:", r"params\.yaml, line \d+: key 'full' is given twice"),
     "a missing key": ("      warmup: 50\n", "", r"experiments\.ring\.pretrain\.warmup: the key is missing"),
@@ -169,10 +179,8 @@ def test_slices_change_only_with_what_their_stages_read(tmp_path):
         return {path for path in after if after[path] != before[path]}, after
 
     assert changed("full:", "# a comment\nfull:")[0] == set()
-    svhn = "  svhn:\n"
-    assert changed(svhn, svhn + "    pretrain: {lr: 2.0e-3}\n")[0] == {"full/svhn/params/pretrain.json"}
-    controls = "    arms: *controls\n"
-    moved, after = changed(controls, controls.replace("\n", "\n    joint: {ebm_lr: 2.0e-4}\n"))
+    assert changed("pretrain: {augment: 0.0}", "pretrain: {augment: 0.2}")[0] == {"full/svhn/params/pretrain.json"}
+    moved, after = changed("joint: {augment: 0.0}", "joint: {augment: 0.0, ebm_lr: 2.0e-4}")
     arms = {"joint", "frozen-flow", "gaussian-noise", "mle-continued"}  # the residual one has a rate of its own
     assert moved == {f"full/svhn/params/joint/{arm}.json" for arm in arms}
     assert after["full/svhn/params/joint/joint.json"]["joint"]["ebm_lr"] == 2e-4

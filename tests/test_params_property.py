@@ -139,6 +139,7 @@ def small(experiment: ToyExperiment | ImageExperiment) -> ToyExperiment | ImageE
             whole["data"] if whole["data"]["source"] == "digits" else SHIPPED["experiments"]["digits"]["data"]
         )
         whole["fid"]["features"] = "classifier"
+        whole["probe"]["validation"] = 0 if whole["data"]["validation"] else 50
     else:
         whole["data"] |= {part: min(whole["data"][part], 50) for part in ("validation", "test")}
     arm = next(arm for arm in catalogue.ARMS if arm in whole["arms"])

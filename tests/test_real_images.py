@@ -31,7 +31,7 @@ SHORT = {
         "kid": {"subsets": 2, "size": 4},
         "neighbours": {"images": 6, "k": 1},
     },
-    "probe": {"labels": [20], "draws": 2, "inverse_l2": [0.01]},
+    "probe": {"labels": [20], "draws": 2, "validation": 8, "inverse_l2": [0.01]},
     "supervised": {"updates": 2, "epochs": 1, "validations": 1, "lr": [1.0e-3], "weight_decay": [0.01]},
 }
 
@@ -65,7 +65,7 @@ def test_real_images_go_through_every_stage(name: str, tmp_path: Path) -> None:
         "source": "npz",
         "file": str(cut_down(file, tmp_path)),
         "levels": 256,
-        "validation": 8,
+        "validation": 0,
         "split_seed": 0,
     }
     assert (params["flow"]["levels"], params["flow"]["width"], params["flow"]["coupling"]) == (3, 512, "additive")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fce.data.pixels import bits_per_dim, dequantize, padded, to_tensor
+from fce.data.pixels import bits_per_dim, dequantize, padded, shifted, to_tensor
 from fce.data.toy import Density
 
 
@@ -70,11 +70,12 @@ class Images:
 
     Args:
         arrays: `<part>_images` (uint8 [N, H, W, C]) and `<part>_labels` [N] of the parts train,
-            validation and test, and `levels`; each is asked for when it is needed.
+            validation (which may be empty) and test, and `levels`; each is asked for when it is needed.
+        augment: by which share of a side `batch` moves each image, at most; nothing else moves them.
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], device: str):
-        self.arrays, self.device, self.levels = arrays, device, int(arrays["levels"])
+    def __init__(self, arrays: Mapping[str, np.ndarray], device: str, augment: float = 0.0):
+        self.arrays, self.device, self.levels, self.augment = arrays, device, int(arrays["levels"]), augment
         self.images = Parts(lambda part: to_tensor(arrays[f"{part}_images"]).to(device))
         self.labels = Parts(lambda part: arrays[f"{part}_labels"])
         self.count, self.side, _, channels = shape_of(arrays, "train_images")
@@ -93,7 +94,8 @@ class Images:
             self.order, self.at = torch.randperm(self.count, generator=generator, device=self.device), 0
         index = self.order[self.at : self.at + n]
         self.at += n
-        return dequantize(self.images["train"][index], self.levels)
+        images = self.images["train"][index]
+        return dequantize(shifted(images, self.augment, generator) if self.augment else images, self.levels)
 
     def loss(self, log_prob: float) -> float:
         """What a mean log-density in nats is worth: bits/dim, lower is better."""

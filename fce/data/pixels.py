@@ -39,6 +39,23 @@ def dequantize(images: Tensor, levels: int, generator: torch.Generator | None = 
     return (images + noise) / levels - 0.5
 
 
+def shifted(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """uint8 images [B, C, H, W], each moved down and across by up to `share` of its side.
+
+    As Keras 2.2.0 does it for openai/glow (get_mnist_cifar.py): shifts are uniform, not whole pixels; between pixels
+    the image is linear, beyond its walls as at them, and rounded down to grey levels.
+    """
+    x = images.float()
+    for dim, side in ((2, x.shape[2]), (3, x.shape[3])):
+        by = share * side * (2 * torch.rand(len(x), 1, generator=generator, device=x.device) - 1)
+        at = (torch.arange(side, device=x.device) + by).clamp(0, side - 1)
+        at = at.view(len(x), 1, side, 1) if dim == 2 else at.view(len(x), 1, 1, side)
+        low = at.long()
+        first, second = (x.gather(dim, index.expand_as(x)) for index in (low, (low + 1).clamp(max=side - 1)))
+        x = torch.lerp(first, second, at - low)  # exact where both are equal: no rounding takes a level off
+    return x.to(torch.uint8)
+
+
 def quantize(x: Tensor, levels: int) -> Tensor:
     """uint8 grey levels of model coordinates: floor, then clip into the box."""
     return ((x + 0.5) * levels).floor().clamp(0, levels - 1).to(torch.uint8)

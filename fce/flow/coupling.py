@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fce.flow.layers import LOG_SCALE, ActNorm, ZeroOutput, linear
+from fce.flow.layers import LOG_SCALE, ActNorm, ZeroOutput, border, linear, ring
 
 Precision = Literal["fp32", "tf32", "bf16"]
-Layers = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # the three layers' weights and biases, in turn
+Layers = tuple[Tensor, ...]  # the three layers' weights and biases, in turn; with an edge channel the last one's taps
 LARGE = 2**17  # numbers of one layer's weights, from which on to copy them takes longer than to call for each
 BLOCK = 2**18  # numbers of one layer's activations, for each core: with so few they stay in its cache
 reduced: dict[str, torch.dtype] = {}  # {"dtype": what the middle layers multiply in}, empty for float32
@@ -43,10 +43,12 @@ def middle(x: Tensor) -> Tensor:
     return x.to(reduced["dtype"]) if reduced else x
 
 
-def gather(x: Tensor) -> Tensor:
-    """Each pixel's 3x3 neighbours [B H W, 9 C] of x [B, H, W, C], zeros beyond the walls."""
-    b, h, w, c = x.shape
+def gather(x: Tensor, edge: bool = False) -> Tensor:
+    """Each pixel's 3x3 neighbours [B H W, 9 C] of x [B, H, W, C], zeros beyond the walls; with `edge` of C + 1."""
     padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+    if edge:  # nine columns more of some hundred: to add a map of the layer's width instead moves more numbers
+        padded = torch.cat([padded, ring(x.shape, x).permute(0, 2, 3, 1).expand(len(x), -1, -1, -1)], -1)
+    (b, h, w), c = x.shape[:3], padded.shape[-1]
     s0, s1, s2, s3 = padded.stride()
     return padded.as_strided((b, h, w, 3, 3, c), (s0, s1, s2, s1, s2, s3)).reshape(b * h * w, 9 * c)
 
@@ -79,7 +81,7 @@ class ConvNet(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, keep: bool
     ) -> Tensor:
-        near, (w2, b2) = gather(x), (middle(w2), middle(b2))
+        near, (w2, b2) = gather(x, has_edge(x, w1)), (middle(w2), middle(b2))
         kept: list[Tensor] = []
         outs = []
         for part in blocks(near, len(w1)):
@@ -94,9 +96,10 @@ class ConvNet(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, w1, w2, w3, *kept = ctx.saved_tensors
-        g3, back1, back3 = gather(gradient), turned(w1, 1), turned(w3, 0)
+        of_x = w1.unflatten(1, (9, -1))[..., : x.shape[-1]].flatten(1)
+        g3, back1, back3 = gather(gradient), turned(of_x, 1), turned(w3, 0)
         learned = ctx.needs_input_grad[1]  # of a frozen flow x alone needs a gradient
-        near = gather(x) if learned else x  # nine times x in size: made again, not kept
+        near = gather(x, has_edge(x, w1)) if learned else x  # nine times x in size: made again, not kept
         sums: list[Tensor | None] = [None] * 5
         outs, at = [], 0
         for first, second in zip(kept[::2], kept[1::2], strict=True):
@@ -110,6 +113,11 @@ class ConvNet(torch.autograd.Function):
         if sums[4] is not None:
             sums[4] = turned(sums[4], 0)
         return collect(torch.cat(outs), x.shape), *sums, None
+
+
+def has_edge(x: Tensor, w1: Tensor) -> bool:
+    """Whether a first layer's weights [width, 9 inputs] are for one channel more than x has."""
+    return w1.shape[1] > 9 * x.shape[-1]
 
 
 def blocks(rows: Tensor, width: int) -> list[slice]:
@@ -134,18 +142,21 @@ def plus(total: Tensor | None, g: Tensor, h: Tensor | None, dtype: torch.dtype) 
 
 
 class CouplingNet(nn.Module):
-    """Three layers, 3x3 - 1x1 - 3x3 convolutions or fully connected, an actnorm after the first two."""
+    """Three layers, 3x3 - 1x1 - 3x3 convolutions or fully connected, an actnorm after the first two.
 
-    def __init__(self, inputs: int, outputs: int, width: int, layers: str):
+    With `edge` the 3x3 convolutions have an edge channel.
+    """
+
+    def __init__(self, inputs: int, outputs: int, width: int, layers: str, edge: bool = False):
         super().__init__()
-        self.conv = layers == "conv"
-        sizes = [(width, inputs), (width, width)]
+        self.conv, self.edge = layers == "conv", edge
+        sizes = [(width, inputs + edge), (width, width)]
         kernels: list[tuple[int, ...]] = [(3, 3), (1, 1)] if self.conv else [(), ()]
         self.weights = nn.ParameterList(
             torch.randn(*size, *kernel) * 0.05 for size, kernel in zip(sizes, kernels, strict=True)
         )
         self.norms = nn.ModuleList(ActNorm(width) for _ in sizes)
-        self.last = ZeroOutput(width, outputs, layers)
+        self.last = ZeroOutput(width, outputs, layers, edge)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
@@ -156,10 +167,10 @@ class CouplingNet(nn.Module):
 
     def forward(self, x: Tensor, layers: Layers | None = None) -> Tensor:
         """Of x [B, inputs] or [B, H, W, inputs]; `layers` are its own of `stacked`, where these are at hand."""
-        w1, b1, w2, b2, w3, b3 = layers or stacked([self])[0]
+        w1, b1, w2, b2, w3, b3, *taps = layers or stacked([self])[0]
         if self.conv:
             keep = torch.is_grad_enabled() and (x.requires_grad or w1.requires_grad)
-            return ConvNet.apply(x, w1, b1, w2, b2, w3, keep) + b3
+            return ConvNet.apply(x, w1, b1, w2, b2, w3, keep) + (border(x, taps[0], b3) if taps else b3)
         # in place: half the memory traffic, and ReLU's gradient needs the result only
         return F.linear(F.linear(F.linear(x, w1, b1).relu_(), w2, b2).relu_(), w3, b3)
 
@@ -175,16 +186,20 @@ def stacked(nets: list[CouplingNet]) -> list[Layers]:
 
     The actnorms are folded in, (W x + b) e^s = (e^s W) x + e^s b, and kernels are matrices: [width, 9 inputs] where
     neighbours are gathered, [9 outputs, width] where they are collected, neighbours in the order of the 3x3 kernel.
+    The last layer's edge channel stays a kernel [outputs, 1, 3, 3].
     """
+    taps = []
     first, second = (
         folded([net.weights[i] for net in nets], [net.norms[i] for net in nets]) for i in range(2)
     )
     last = folded([net.last.weight for net in nets], [net.last for net in nets])
+    if nets[0].edge:
+        last, taps = (last[0][:, :, :-1], last[1]), [last[0][:, :, -1:]]
     if nets[0].conv:
         first = first[0].permute(0, 1, 3, 4, 2).flatten(2), first[1]
         second = second[0].flatten(2), second[1]
         last = last[0].permute(0, 3, 4, 1, 2).flatten(1, 3), last[1]
-    return list(zip(*(part.unbind() for part in (*first, *second, *last)), strict=True))
+    return list(zip(*(part.unbind() for part in (*first, *second, *last, *taps)), strict=True))
 
 
 def folded(weights: list[Tensor], norms: list[Any]) -> tuple[Tensor, Tensor]:
@@ -200,12 +215,12 @@ class Coupling(nn.Module):
     Affine: y2 = (x2 + shift) * scale, scale = floor + (1 - floor) sigmoid(h + 2), shift and h interleaved.
     """
 
-    def __init__(self, channels: int, width: int, layers: str, coupling: str, scale_floor: float):
+    def __init__(self, channels: int, width: int, layers: str, coupling: str, scale_floor: float, edge: bool = False):
         super().__init__()
         self.affine, self.floor = coupling == "affine", scale_floor
         self.kept = channels // 2
         self.sizes = [self.kept, channels - self.kept]
-        self.net = CouplingNet(self.kept, self.sizes[1] * (2 if self.affine else 1), width, layers)
+        self.net = CouplingNet(self.kept, self.sizes[1] * (2 if self.affine else 1), width, layers, edge)
 
     def shift_and_log_scale(self, kept: Tensor, layers: Layers | None) -> tuple[Tensor, Tensor | None]:
         h = self.net(kept, layers)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fce.flow.layers import LOG_SCALE, Logit, ZeroOutput, halvings, sum_features
+from fce.flow.layers import LOG_SCALE, Logit, ZeroOutput, border, halvings, sum_features
 from fce.flow.sampler import Sampler, normal_log_prob
 from fce.flow.steps import Steps
 
@@ -14,15 +14,21 @@ from fce.flow.steps import Steps
 class Gaussianize(nn.Module):
     """Turns factored-out latents into standard noise: eps = (z - mean) exp(-logs), given a context or learned."""
 
-    def __init__(self, channels: int, context: int, layers: str):
+    taps: nn.Parameter | None
+
+    def __init__(self, channels: int, context: int, layers: str, edge: bool = False):
         super().__init__()
-        self.net = ZeroOutput(context, 2 * channels, layers) if context else None
-        if not context:  # openai/glow's top prior convolves zeros: only a mean and a scale per channel are left
+        self.net = ZeroOutput(context, 2 * channels, layers, edge) if context else None
+        if not context:  # openai/glow's top prior convolves zeros: a mean and a scale per channel are left, and edges
             self.mean, self.logs = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
+            self.taps = nn.Parameter(torch.zeros(2 * channels, 1, 3, 3)) if edge else None
 
     def moments(self, like: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.net is None:
-            return self.mean.expand_as(like), (LOG_SCALE * self.logs).expand_as(like)
+            mean, logs = self.mean, self.logs
+            if self.taps is not None:
+                mean, logs = border(like, self.taps, torch.cat([mean, logs])).chunk(2, -1)
+            return mean.expand_as(like), (LOG_SCALE * logs).expand_as(like)
         h = self.net(context)
         return h[..., 0::2], h[..., 1::2]
 
@@ -55,13 +61,13 @@ class Glow(Sampler):
 
     Args:
         shape: of one x, without the batch.
-        levels, steps, width, layers, coupling, scale_floor, input: as in params.yaml, `flow:`.
+        levels, steps, width, layers, coupling, scale_floor, input, edge: as in params.yaml, `flow:`.
     """
 
     initialized: Tensor
 
     def __init__(self, shape: tuple[int, ...], levels: int, steps: int, width: int, layers: str, coupling: str,
-                 scale_floor: float, input: str):  # noqa: A002 - its name in params.yaml
+                 scale_floor: float, input: str, edge: bool = False):  # noqa: A002 - its name in params.yaml
         super().__init__()
         self.shape, self.dims, self.conv = tuple(shape), math.prod(shape), layers == "conv"
         self.logit = Logit() if input == "logit" else None
@@ -77,10 +83,10 @@ class Glow(Sampler):
                         f"flow.levels: {levels} levels halve the side {shape[1]} to an odd number; at most {level} fit"
                     )
                 channels, sides = channels * 4, tuple(side // 2 for side in sides)
-            self.levels.append(Steps(steps, channels, width, layers, coupling, scale_floor))
+            self.levels.append(Steps(steps, channels, width, layers, coupling, scale_floor, edge))
             last = level == levels - 1
             out = channels if last else channels // 2
-            self.priors.append(Gaussianize(out, 0 if last else channels - out, layers))
+            self.priors.append(Gaussianize(out, 0 if last else channels - out, layers, edge))
             self.latents.append((*sides, out))
             channels -= 0 if last else out
         self.register_buffer("initialized", torch.tensor(False))

@@ -21,10 +21,33 @@ def sum_features(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1)
 
 
+def ring(shape: torch.Size, like: Tensor) -> Tensor:
+    """openai/glow's edge channel (tfops.py, add_edge_padding) for x of a shape [B, H, W, C]: [1, 1, H + 2, W + 2], 1 on
+    the padding of a 3x3 convolution, 0 inside; of the type and on the device of `like`.
+    """
+    return F.pad(like.new_zeros(1, 1, *shape[1:3]), (1, 1, 1, 1), value=1.0)
+
+
+def border(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
+    """What a 3x3 convolution of x [B, H, W, C] has of its edge channel, and its bias: [1, H, W, out].
+
+    It is the same map for every image, so the channel itself needs no room among the activations.
+
+    Args:
+        taps: the edge channel's weights, [out, 1, 3, 3].
+    """
+    return F.conv2d(ring(x.shape, taps), taps, bias).permute(0, 2, 3, 1)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A layer of openai/glow: fully connected [out, in], or a convolution [out, in, k, k] that keeps the size."""
+    """A layer of openai/glow: fully connected [out, in], or a convolution [out, in, k, k] that keeps the size.
+
+    Of weights for one channel more than x has, the last are the edge channel's.
+    """
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
+    if weight.shape[1] > (channels := x.shape[-1]):
+        return linear(x, weight[:, :channels]) + border(x, weight[:, channels:], bias)
     return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[-1] // 2).permute(0, 2, 3, 1)
 
 
@@ -104,9 +127,9 @@ def lu_inverses(linears: list[InvertibleLinear]) -> Tensor:
 class ZeroOutput(nn.Module):
     """A last layer that starts at zero: linear or 3x3 convolution, times exp(3 logs) per channel."""
 
-    def __init__(self, inputs: int, outputs: int, layers: str):
+    def __init__(self, inputs: int, outputs: int, layers: str, edge: bool = False):
         super().__init__()
-        shape = (outputs, inputs) if layers == "fc" else (outputs, inputs, 3, 3)
+        shape = (outputs, inputs) if layers == "fc" else (outputs, inputs + edge, 3, 3)
         self.weight = nn.Parameter(torch.zeros(shape))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.logs = nn.Parameter(torch.zeros(outputs))

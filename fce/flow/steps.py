@@ -18,11 +18,11 @@ from fce.flow.layers import LOG_SCALE, ActNorm, InvertibleLinear, lu_inverses, l
 class Step(nn.Module):
     """The parameters of one flow block."""
 
-    def __init__(self, channels: int, width: int, layers: str, coupling: str, scale_floor: float):
+    def __init__(self, channels: int, width: int, layers: str, coupling: str, scale_floor: float, edge: bool = False):
         super().__init__()
         self.norm = ActNorm(channels)
         self.linear = InvertibleLinear(channels)
-        self.coupling = Coupling(channels, width, layers, coupling, scale_floor)
+        self.coupling = Coupling(channels, width, layers, coupling, scale_floor, edge)
 
 
 class Steps(nn.ModuleList):

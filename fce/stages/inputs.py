@@ -43,6 +43,8 @@ def check(job: Job, files: dict[Path, Npz] | None = None) -> None:
             belongs(f"--{flag}: {path}", (build["channels"], build["side"], build["side"]), shape)
         elif flag in STAGES[job.stage].takes and flag != "features":
             shape = model_shape(job, flag, path, shape)
+    if "probe" in job.params:
+        check_probe(job.params.probe.validation, job.data)
     for section in ("pretrain", "joint", "dcgan"):
         if section in job.params:
             check_batch(section, getattr(job.params, section).batch, job.data)
@@ -99,10 +101,13 @@ def open_data(job: Job, files: dict[Path, Npz]) -> batches.Points | batches.Imag
     arrays = files.setdefault(path, Npz(path, (*(f"{part}_images" for part in PARTS), "levels", *labels)))
     if arrays["levels"].ndim or not 2 <= arrays["levels"] <= 256:
         raise UserError(f"--data: {path}: levels is {arrays['levels']}, not a number from 2 to 256; run data again")
-    images.check(arrays, int(arrays["levels"]), f"--data: {path}", PARTS, labelled)
+    none_held = not getattr(data, "validation", 0) and batches.shape_of(arrays, "validation_images")[:1] == (0,)
+    parts = tuple(part for part in PARTS if part != "validation" or not none_held)
+    images.check(arrays, int(arrays["levels"]), f"--data: {path}", parts, labelled)
     if labelled and len(np.unique(arrays["train_labels"])) < 2:
         raise UserError(f"--data: {path}: the training images are all of one class, and nothing tells it from others")
-    return batches.Images(arrays, job.device)
+    trains = [section for section in ("pretrain", "joint") if section in job.params]
+    return batches.Images(arrays, job.device, getattr(job.params, trains[0]).augment if trains else 0.0)
 
 
 def check_batch(section: str, batch: int, data: batches.Points | batches.Images) -> None:
@@ -112,6 +117,16 @@ def check_batch(section: str, batch: int, data: batches.Points | batches.Images)
     if batch % processes.count():
         raise UserError(f"{section}.batch: {batch} can't be shared equally by {processes.count()} processes; "
                         "change either")
+
+
+def check_probe(validation: int, data: batches.Images) -> None:
+    """Refuse data without labels to choose by."""
+    if batches.shape_of(data.arrays, "validation_images")[0]:
+        return
+    if not validation:
+        raise UserError("probe.validation: 0, and the data have no validation part; give one, to choose by its labels")
+    if validation > data.count - 2:
+        raise UserError(f"probe.validation: {validation} of only {data.count} training images; leave 2 or more")
 
 
 def check_samples(path: Path, data: batches.Images) -> None:

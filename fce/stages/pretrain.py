@@ -85,20 +85,24 @@ def train(jobs: list[Job]) -> None:
 
 def validate(jobs: list[Job], flow: Stack, average: Average, course: Course, validation: Tensor, loss: Tensor,
              norms: Tensor, facts: dict[str, Any]) -> None:
-    """Add a row to each run's curve, and keep its weights where they are its best."""
-    data = jobs[0].data
-    with average.applied():
-        scores = [data.loss(log_q) for log_q in evaluate(flow, validation)]
+    """Add a row to each run's curve, and keep its weights where they are its best, or without validation its latest."""
+    data, scores = jobs[0].data, list[float | None]([None] * flow.size)
+    if len(validation):
+        with average.applied():
+            scores = [data.loss(log_q) for log_q in evaluate(flow, validation)]
     scales = flow("max_log_scale").tolist()
     for i, weights in enumerate(flow.split(average.state)):
-        course.best[i] = min(course.best[i], (scores[i], weights), key=lambda pair: pair[0])
+        score = scores[i]
+        if score is None or score < course.best[i][0]:
+            course.best[i] = (math.inf if score is None else score, weights)
         row = {"step": facts["step"], "train": data.loss(-loss[i].item()), "validation": scores[i],
                "gradient_norm": norms[i].item(), "clipped": int(course.clipped[i]), "lr": facts["lr"],
                "max_log_scale": scales[i]}
         course.rows[i].append(row)
-        jobs[i].record.log(**row)
-    log.info("step %d: validation %s, gradients clipped %s times", facts["step"],
-             ", ".join(f"{score:.4f}" for score in scores), course.clipped.tolist())
+        jobs[i].record.log(**{name: value for name, value in row.items() if value is not None})
+    name = "validation" if len(validation) else "train"
+    log.info("step %d: %s %s, gradients clipped %s times", facts["step"], name,
+             ", ".join(f"{rows[-1][name]:.4f}" for rows in course.rows), course.clipped.tolist())
 
 
 def require_finite(jobs: list[Job], course: Course, loss: Tensor, step: int) -> None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Field, create_model, model_validator
 
-from pipeline.schema.kinds import Amount, Few, Length, Seed, Spread, Strict
+from pipeline.schema.kinds import Amount, Count, Few, Length, Seed, Spread, Strict
 
 
 class Points(Strict):
@@ -38,7 +38,7 @@ def model_of(source: str) -> type[Points]:
 
 class Digits(Strict):
     source: Literal["digits"]
-    validation: Amount
+    validation: Count  # of the training images; 0: models train on all of them
     test: Annotated[int, Field(ge=10)]  # one of each class
     split_seed: Seed
 
@@ -51,7 +51,7 @@ class Digits(Strict):
 
 class Official(Strict):
     source: Literal["svhn", "cifar10"]
-    validation: Annotated[int, Field(gt=0, le=40_000)]
+    validation: Annotated[int, Field(ge=0, le=40_000)]
     split_seed: Seed
 
 
@@ -61,7 +61,7 @@ class Npz(Strict):
     source: Literal["npz"]
     file: Annotated[str, Field(min_length=1)]
     levels: Annotated[int, Field(ge=2, le=256)]
-    validation: Amount
+    validation: Count
     split_seed: Seed
 
 

@@ -40,6 +40,8 @@ class ToyExperiment(Training):
     def fits(self) -> "ToyExperiment":
         if {self.flow.layers, self.energy.layers} != {"fc"}:
             raise ValueError("flow.layers and energy.layers: a 2D density needs fc in both")
+        if self.pretrain.augment or any(arm.augment for arm in self.arms.values()):
+            raise ValueError("pretrain.augment and joint.augment: images are moved, points are not; set both to 0.0")
         return self
 
 
@@ -54,6 +56,11 @@ class ImageExperiment(OfImages):
         levels = 17 if isinstance(self.data, Digits) else self.data.levels if isinstance(self.data, Npz) else 256
         if self.fid.features == "inception" and levels != 256:
             raise ValueError(f"fid.features: inception needs 256 grey levels, this data has {levels}; use classifier")
+        if not self.data.validation and self.pretrain.select == "validation":
+            raise ValueError("pretrain.select: validation needs a validation part; raise data.validation, or use last")
+        if bool(self.data.validation) == bool(self.probe.validation):
+            raise ValueError("data.validation and probe.validation: probe and supervised choose by the labels of one; "
+                             "set the other to 0")
         return self
 
 

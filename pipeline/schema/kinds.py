@@ -24,6 +24,7 @@ Rate = Annotated[float, Field(gt=0, le=1e9)]
 Length = Annotated[float, Field(ge=1e-3, le=1e3)]  # of a 2D density
 Spread = Annotated[float, Field(ge=1e-3, le=10)]  # of a pinwheel's arms, whose angle grows as its exponential
 Share = Annotated[float, Field(ge=0, lt=1)]
+Shift = Annotated[float, Field(ge=0, lt=0.5)]  # of an image, as a share of its side
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Distinct = AfterValidator(distinct)
 Widths = Annotated[list[Width], Field(min_length=1, max_length=16)]

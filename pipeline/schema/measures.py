@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.schema.kinds import Amount, Distinct, Few, Length, Positive, Rate, Strict, Width
+from pipeline.schema.kinds import Amount, Count, Distinct, Few, Length, Positive, Rate, Strict, Width
 
 
 class Density(Strict):
@@ -74,6 +74,7 @@ class Fid(Strict):
 class Probe(Strict):
     labels: Annotated[list[Annotated[int, Field(ge=2, le=10**7)]], Field(min_length=1), Distinct]  # 2: one of a class
     draws: Few
+    validation: Count
     inverse_l2: Annotated[list[Rate], Field(min_length=1)]
 
 

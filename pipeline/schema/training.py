@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.schema.kinds import Amount, Count, Few, Positive, Rate, Share, Strict, Width, Widths
+from pipeline.schema.kinds import Amount, Count, Few, Positive, Rate, Share, Shift, Strict, Width, Widths
 
 
 class Flow(Strict):
@@ -15,11 +15,14 @@ class Flow(Strict):
     coupling: Literal["additive", "affine"]
     scale_floor: Share
     input: Literal["identity", "centered", "logit"]
+    edge: bool
 
     @model_validator(mode="after")
     def fits(self) -> "Flow":
         if self.layers == "fc" and (self.levels != 1 or self.input != "identity"):
             raise ValueError("layers: fc goes with levels: 1 and input: identity")
+        if self.layers == "fc" and self.edge:
+            raise ValueError("edge: true is of convolutions; layers: fc goes with edge: false")
         return self
 
 
@@ -35,6 +38,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 class Pretrain(Strict):
     steps: Positive
     batch: Amount
+    augment: Shift
     optimizer: Literal["adam", "adamax"]
     lr: Rate
     warmup: Count
@@ -58,6 +62,7 @@ class Joint(Strict):
     noise: Literal["flow", "frozen-flow", "gaussian"]
     energy: Literal["plain", "residual"]
     batch: Amount
+    augment: Shift
     noise_ratio: Few
     ebm_updates: Positive
     warm_start: Count
