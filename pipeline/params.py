@@ -198,13 +198,13 @@ def resolve(raw: dict[str, Any], profile: str, name: str) -> Experiment:
     shared, arms = whole.pop("joint", {}), whole.get("arms", {})
     if not isinstance(shared, dict) or not isinstance(arms, dict):
         raise ParamsError(f"{where}: joint and arms must be mappings")
+    if isinstance(source := whole.get("data"), dict) and source.get("source") not in SOURCES:
+        check(SECTIONS["data"], source, f"{where}.data")  # before the arms, whose kind follows from it
     known = [arm for arm in ARMS if kind in ARMS[arm].kinds]
     require_keys(arms, known, f"{where}.arms", every=False)
     for arm, settings in arms.items():
         if not isinstance(settings, dict | None):
             raise ParamsError(f"{where}.arms.{arm} must be a mapping (got {settings!r})")
     whole["arms"] = {arm: merge(shared, arms[arm] or {}) for arm in known if arm in arms}
-    if isinstance(source := whole.get("data"), dict) and source.get("source") not in SOURCES:
-        check(SECTIONS["data"], source, f"{where}.data")
     experiment: Experiment = check(TypeAdapter(KINDS[kind]), whole, where)
     return experiment

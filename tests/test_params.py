@@ -27,8 +27,13 @@ def test_the_shipped_file_loads_and_holds_the_papers_sizes():
     assert [full[name].flow.steps for name in ("ring", "svhn", "cifar10")] == [10, 8, 32]
     assert [full[name].flow.levels for name in ("ring", "svhn", "cifar10")] == [1, 3, 3]
     assert full["svhn"].energy.widths == [64, 128, 256]
-    assert list(full["ring"].arms) == ["joint", "joint-from-random", "frozen-flow", "gaussian-noise"]
-    assert list(full["moons"].arms) == ["joint", "joint-from-random"]
+    assert list(full["ring"].arms) == [
+        "joint", "joint-from-random", "value-only", "no-warm-start", "frozen-flow", "gaussian-noise"]
+    assert list(full["moons"].arms) == ["joint", "joint-from-random", "value-only"]
+    for name in ("svhn", "cifar10", "digits"):  # the paper's rule has no caps: ours must be high
+        paper = full[name].arms["joint"]
+        assert paper.rule == "accuracy" and min(paper.ebm_per_round, paper.flow_per_round) >= 50
+    assert full["ring"].arms["value-only"].mle_weight == 0 == full["ring"].arms["no-warm-start"].warm_start
     assert full["svhn"].arms["joint"].flow_lr == 1e-5
     assert full["ring"].arms["joint"].batch == 200 and full["svhn"].arms["joint"].batch == 64
 
@@ -195,7 +200,8 @@ def test_every_measure_knows_its_arms():
     assert measured["bits_per_dim"] == ("mle", "joint", "residual", "mle-continued")  # a DCGAN has no density
     assert measured["probe"] == ("random-init", *ebms, "dcgan")
     assert measured["supervised"] == ("supervised",)
-    assert params.measured("full", "moons") == {"density": ("mle", "joint", "joint-from-random")}
+    assert params.measured("full", "moons") == {
+        "density": ("mle", "joint", "joint-from-random", "value-only")}
 
 
 def test_a_profiles_override_moves_no_other_profile(tmp_path):
@@ -218,7 +224,7 @@ def test_paths_of_runs_follow_the_catalogue():
     place = "build/full/ring/seed-0/mle/density"
     assert params.outputs("density", "full", "ring", 0, "mle") == [f"{place}.json", f"{place}.npz"]
     assert params.runs("data", "full", "svhn") == [(None, "")]
-    assert len(params.runs("joint", "full", "ring")) == 20 and len(params.scores("full", "ring")) == 25
+    assert len(params.runs("joint", "full", "ring")) == 30 and len(params.scores("full", "ring")) == 35
     assert not params.has("fid", "full", "ring") and not params.has("inception", "full", "svhn")
     assert set(STAGES) == {"data", "pretrain", "joint", "dcgan", "density", "classifier", "inception", "sample", "fid",
                            "bits_per_dim", "log_z", "log_z_control", "probe", "supervised"}
