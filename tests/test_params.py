@@ -68,7 +68,7 @@ MISTAKES = {  # name: old text, new text, what the message must say
                                   r"\.digits: .*choose by the labels of one"),
     "nothing to select by": ("      select: last\n    joint:\n      start: pretrained                 #",
                              "      select: validation\n    joint:\n      start: pretrained                 #",
-                             r"\.pretrain\.select: validation needs a validation part"),
+                             r"\.svhn: .*select: validation needs a validation part"),
     "edges without convolutions": ("      edge: false ", "      edge: true ", r"flow: .*fc goes with edge: false"),
     "moved points": ("      augment: 0.0  ", "      augment: 0.1  ", "points are not; set both to 0"),
     "moved by half": ("augment: 0.1  ", "augment: 0.5  ", r"pretrain\.augment: .*less than 0\.5"),
