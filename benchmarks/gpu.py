@@ -52,11 +52,12 @@ class Times:
         self.results, self.until, self.device = results, until, device
         self.rows: dict[str, Row] = {row["name"]: row for row in results.content.get("steps", [])}
 
-    def measure(self, cases: Sequence[Case], until: float, before: Callable[[], None] = lambda: None) -> None:
+    def measure(self, waves: Sequence[list[Case]], until: float, before: Callable[[], None] = lambda: None) -> None:
         """Add the rows of those cases that have no times yet."""
-        todo = [case for case in cases if "error" in self.rows.get(case.name, {"error": ""})]
-        self.rows |= {row["name"]: row for row in gpu_steps.measure(todo, until, self.device, before)}
-        self.results.add(steps=list(self.rows.values()), hours=self.hours())
+        todo = [[case for case in wave if "error" in self.rows.get(case.name, {"error": ""})] for wave in waves]
+        for rows in gpu_steps.measure([wave for wave in todo if wave], until, self.device, before):
+            self.rows |= {row["name"]: row for row in rows}
+            self.results.add(steps=list(self.rows.values()), hours=self.hours())
 
     def found(self, what: str, steps: int, batch: int) -> dict[str, Row]:
         """The rows that have times, by mode; of the modes that a stage can train in."""
@@ -67,7 +68,8 @@ class Times:
     def best(self, what: str, steps: int, batch: int, share: float) -> Row:
         """The row of the mode in which most updates, `fit`, go into so many seconds, the warm-up among them."""
         if not self.found(what, steps, batch):
-            self.measure([Case(what, steps, batch, mode) for mode in RUNS_AS], time.monotonic() + max(share / 2, 30.0))
+            cases = [Case(what, steps, batch, mode) for mode in RUNS_AS]
+            self.measure([cases], time.monotonic() + max(share / 2, 30.0))
         rows = [row | {"fit": int((share - row["warm_up_seconds"]) / row["seconds"]), "compile": RUNS_AS[mode]}
                 for mode, row in self.found(what, steps, batch).items()]
         if not rows:
@@ -150,9 +152,7 @@ def run(given: argparse.Namespace, results: Results, until: float) -> None:
 
     if "steps" in given.parts:
         share = until if "train" not in given.parts else time.monotonic() + (until - time.monotonic()) / 3
-        for wave in gpu_steps.waves():
-            if share - time.monotonic() > gpu_steps.TURN * len(wave):
-                times.measure(wave, share, finish_tests)
+        times.measure(gpu_steps.waves(), share, finish_tests)
     finish_tests()
     if "train" in given.parts:
         done = gpu_training.train(given.out, until, changes, times.best)

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -36,6 +36,7 @@ from pipeline.schema.experiment import ImageExperiment
 
 ROUNDS, LEAST, WARM = 5, 0.3, 4  # measurements, seconds of each, calls before: a graph is recorded in the third
 TURN = 5.0  # seconds kept for the timing of each case of a wave
+CORES = 12
 PASSES = {"train": 3, "joint": 6}  # of the flow, for each image: a backward pass counts as two
 Row = dict[str, Any]
 
@@ -65,10 +66,9 @@ def waves(width: int = 512, side: int = 32, few: int = 8, many: int = 32, small:
     modes = "graphs", "eager", "compiled"
     first = cases(*((what, few, small, mode) for what in ("train", "joint") for mode in modes),
                   ("train", few, large, "eager"), ("train", many, small, "eager"), ("joint", many, small, "eager"))
-    second = cases(("train", many, small, "graphs"), ("train", few, large, "graphs"), ("joint", many, small, "graphs"),
-                   ("train", many, large, "eager"))
-    third = cases(("train", few, large, "compiled"), ("train", many, small, "compiled"),
-                  ("joint", many, small, "compiled"))
+    second = cases(("train", many, small, "graphs"), ("train", few, large, "graphs"), ("joint", many, small, "graphs"))
+    third = cases(("train", many, large, "eager"), ("train", few, large, "compiled"),
+                  ("train", many, small, "compiled"), ("joint", many, small, "compiled"))
     last = cases(*(("train", many, large, mode) for mode in ("graphs", "compiled")))
     return [[Case("matrix"), *first], second, third, last]
 
@@ -227,21 +227,28 @@ def hear(pipe: Connection, until: float, doing: str) -> Row:
         return {"error": f"its process died while {doing}"}
 
 
-def measure(cases: Sequence[Case], until: float, device: str, before: Callable[[], None] = lambda: None) -> list[Row]:
-    """A row for each case, by the time `until` (monotonic); `before` is called when all are warm."""
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")  # else each process starts one for every core
-    context, crew = multiprocessing.get_context("spawn"), []
-    try:
+class Crew:
+    """The processes of one wave's cases, which warm up from now on."""
+
+    def __init__(self, cases: Sequence[Case], device: str):
+        context = multiprocessing.get_context("forkserver")
+        # what takes seconds is imported once, and what forks has seen no GPU before
+        context.set_forkserver_preload([__name__, "torch._dynamo"])
+        self.members = []
         for case in cases:
             ours, theirs = context.Pipe()
             process = context.Process(target=work, args=(case, device, theirs), daemon=True)
             process.start()
             theirs.close()
-            crew.append((case, ours, process))
-        warm = [hear(pipe, until - TURN * len(crew), "warming up or compiling") for _, pipe, _ in crew]
+            self.members.append((case, ours, process))
+
+    def rows(self, until: float, before: Callable[[], None]) -> list[Row]:
+        """A row for each case, by the time `until` (monotonic); `before` is called when all are warm."""
+        late = until - TURN * len(self.members)
+        warm = [hear(pipe, late, "warming up or compiling") for _, pipe, _ in self.members]
         before()
         rows = []
-        for (case, pipe, process), row in zip(crew, warm, strict=True):
+        for (case, pipe, process), row in zip(self.members, warm, strict=True):
             if "error" not in row:
                 pipe.send("go")
                 row |= hear(pipe, max(until, time.monotonic() + TURN), "it was timed")
@@ -250,9 +257,30 @@ def measure(cases: Sequence[Case], until: float, device: str, before: Callable[[
             rows.append({"name": case.name, "case": asdict(case), **row})
             print(f"{case.name}: {said(row)}", flush=True)
         return rows
-    finally:
-        for _, _, process in crew:
+
+    def stop(self) -> None:
+        for _, _, process in self.members:
             process.kill()
+
+
+def measure(waves: Sequence[Sequence[Case]], until: float, device: str,
+            before: Callable[[], None] = lambda: None) -> Iterator[list[Row]]:
+    """The rows of each wave, by the time `until` (monotonic); `before` is called before any is timed.
+
+    Where there are CORES, the next wave compiles while one is timed.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")  # else each process starts one for every core
+    crews: list[Crew] = []
+    try:
+        for i in range(len(waves)):
+            if i and until - time.monotonic() < TURN * len(waves[i]):
+                break
+            ahead = 2 if (os.cpu_count() or 1) >= CORES else 1
+            crews += [Crew(cases, device) for cases in waves[len(crews) : i + ahead]]
+            yield crews[i].rows(until, before)
+    finally:
+        for crew in crews:
+            crew.stop()
 
 
 def said(row: Row) -> str:

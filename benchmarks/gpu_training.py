@@ -29,9 +29,9 @@ OVERRIDES: dict[str, Any] = {  # of params.yaml's cifar10: what fits into minute
     "log_z": {"samples": 10_000, "temperatures": 100, "leapfrog": 3},
 }
 GRACE = 45.0  # seconds that a stage has to stop in, once asked
-STARTS = 20.0  # seconds that a stage takes before its first step, and after its last one
+STARTS = 15.0  # seconds that a stage takes before its first step, and after its last one
 SPARE = 60.0  # seconds for the flow's own measures, where joint training is not done in time
-MARGIN = 0.8  # of the time that is left is planned for
+MARGIN = 0.85  # of the time that is left is planned for
 MEASURES = [  # those of a line need the lines above only, and run side by side
     [("bits_per_dim", "mle"), ("sample", "mle"), ("bits_per_dim", "joint"), ("sample", "joint"), ("classifier", "")],
     [("fid", "mle"), ("fid", "joint"), ("log_z", "joint")],
@@ -70,7 +70,7 @@ def make_plan(seconds: float, given: dict[str, Any], measured: Measured) -> Plan
     changes = merge(OVERRIDES, {"data": section}, given)
     settings = make_params(changes).experiments[PROFILE][NAME]
     joint, most = settings.arms["joint"], settings.pretrain.steps
-    training = MARGIN * (seconds - min(150.0, seconds / 3)) - 2 * STARTS  # the rest is for the measures
+    training = MARGIN * (seconds - min(100.0, seconds / 3)) - 2 * STARTS  # the rest is for the measures
     step = measured("train", settings.flow.steps, settings.pretrain.batch, 2 / 3 * training)
     turn = measured("joint", settings.flow.steps, joint.batch, 1 / 3 * training)
     steps = max(20, min(most, step["fit"]))
