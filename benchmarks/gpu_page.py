@@ -61,9 +61,8 @@ def draw_curves(folder: Path) -> None:
         ax.legend(frameon=False)
     canvas.savefig(folder / "curves.png", dpi=120)
     plt.close(canvas)
-    for stage, frame in {"pretrain": drawn.get("pretrain"), "joint": drawn.get("joint")}.items():
-        if frame is not None:
-            write_bytes(folder / f"{stage}.csv", frame.to_csv(index=False).encode())
+    for stage in [stage for stage in ("pretrain", "joint") if stage in drawn]:
+        write_bytes(folder / f"{stage}.csv", drawn[stage].to_csv(index=False).encode())
 
 
 def curve(record: Path) -> pd.DataFrame:
@@ -86,7 +85,7 @@ def scores() -> list[dict[str, Any]]:
 def step_table(content: dict[str, Any]) -> pd.DataFrame:
     """Times, shares of the matrix rates, memory and power of each case, or why it has none."""
     rows = content.get("steps", [])
-    rates = next((row for row in rows if row["name"] == "matrix"), {})
+    rates: dict[str, Any] = next((row for row in rows if row["name"] == "matrix"), {})
     table = []
     for row in [row for row in rows if row["name"] != "matrix"]:
         case, speed = row["case"], row.get("flops_per_second")

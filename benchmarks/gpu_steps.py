@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -145,7 +146,7 @@ def matrix_rates(device: str) -> Row:
     for name, precision in kinds[:3 if device == "cuda" else 1]:
         a, b = torch.randn(2, side, side, device=device, dtype=torch.bfloat16 if name == "bf16" else torch.float32)
         with net_precision(precision):
-            times = [seconds(lambda a=a, b=b: a @ b, 5, now) for _ in range(1 + ROUNDS)][1:]
+            times = [seconds(partial(torch.matmul, a, b), 5, now) for _ in range(1 + ROUNDS)][1:]
         rates[name] = 2 * side**3 / statistics.median(times)
     return rates
 
