@@ -31,7 +31,7 @@ OVERRIDES: dict[str, Any] = {  # of params.yaml's cifar10: what fits into minute
 GRACE = 45.0  # seconds that a stage has to stop in, once asked
 STARTS = 15.0  # seconds that a stage takes before its first step, and after its last one
 SPARE = 60.0  # seconds for the flow's own measures, where joint training is not done in time
-MARGIN = 0.85  # of the time that is left is planned for
+MARGIN = 0.9  # of the time that is left is planned for
 MEASURES = [  # those of a line need the lines above only, and run side by side
     [("bits_per_dim", "mle"), ("sample", "mle"), ("bits_per_dim", "joint"), ("sample", "joint"), ("classifier", "")],
     [("fid", "mle"), ("fid", "joint"), ("log_z", "joint")],

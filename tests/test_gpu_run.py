@@ -127,8 +127,8 @@ def test_a_plan_is_made_of_the_time(place):
     plan = gpu_training.make_plan(450.0, {"flow": {"steps": 8}}, measured)
     pretrain, joint = plan["changes"]["pretrain"], plan["changes"]["joint"]
     assert asked == [("train", 8, 64), ("joint", 8, 64)]
-    assert pretrain["steps"] == 17_833 and pretrain["warmup"] == 891 and plan["data"].startswith("CIFAR-10, 0.8%")
-    assert joint["warm_start"] + joint["ebm_updates"] == 8916
+    assert pretrain["steps"] == 19_000 and pretrain["warmup"] == 950 and plan["data"].startswith("CIFAR-10, 0.8%")
+    assert joint["warm_start"] + joint["ebm_updates"] == 9500
     assert gpu_training.make_plan(1e9, {}, measured)["changes"]["pretrain"]["steps"] == 100_000
 
 
