@@ -43,6 +43,10 @@ bench: install  ## our Glow against normflows and nflows, and other speeds (half
 readme: install  ## README's tables, from the published scores
 	python -m reports.readme
 
+MINUTES ?= 10
+gpu: install  ## what a GPU makes of it, in MINUTES (10); the same command goes on with its training: build/gpu/results
+	python -m benchmarks.gpu --minutes $(MINUTES) --out build/gpu/results
+
 ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
 ui: install  ## send what MLflow does not have yet; then its UI, on loopback unless HOST=... says otherwise
 	-python -m fce send
@@ -67,5 +71,5 @@ lock: pyproject.toml  ## refresh the lock files (envs/README.md)
 clean:  ## remove what the project made, but the environment and what is published
 	rm -rf build .snakemake mlflow.db
 
-.PHONY: help install quick full test lint bench readme ui pull lock clean
+.PHONY: help install quick full test lint bench gpu readme ui pull lock clean
 .DEFAULT_GOAL := help
