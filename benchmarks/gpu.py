@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 import torch
 
-from benchmarks import gpu_page, gpu_steps, gpu_training
+from benchmarks import gpu_crew, gpu_page, gpu_steps, gpu_training
 from benchmarks.gpu_steps import Case, Row
 from benchmarks.timing import processor
 from pipeline.catalogue import ROOT
@@ -55,7 +55,7 @@ class Times:
     def measure(self, waves: Sequence[list[Case]], until: float, before: Callable[[], None] = lambda: None) -> None:
         """Add the rows of those cases that have no times yet."""
         todo = [[case for case in wave if "error" in self.rows.get(case.name, {"error": ""})] for wave in waves]
-        for rows in gpu_steps.measure([wave for wave in todo if wave], until, self.device, before):
+        for rows in gpu_crew.measure([wave for wave in todo if wave], until, self.device, before):
             self.rows |= {row["name"]: row for row in rows}
             self.results.add(steps=list(self.rows.values()), hours=self.hours())
 
@@ -68,8 +68,8 @@ class Times:
     def best(self, what: str, steps: int, batch: int, share: float) -> Row:
         """The row of the mode in which most updates, `fit`, go into so many seconds, the warm-up among them."""
         if not self.found(what, steps, batch):
-            cases = [Case(what, steps, batch, mode) for mode in RUNS_AS]
-            self.measure([cases], time.monotonic() + max(share / 2, 30.0))
+            cases = [[Case(what, steps, batch, mode)] for mode in RUNS_AS]  # the one without a compiler first
+            self.measure(cases, time.monotonic() + max(share / 2, 30.0))
         rows = [row | {"fit": int((share - row["warm_up_seconds"]) / row["seconds"]), "compile": RUNS_AS[mode]}
                 for mode, row in self.found(what, steps, batch).items()]
         if not rows:
@@ -107,12 +107,12 @@ class Tests:
         self.process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE,
                                         stderr=subprocess.STDOUT, text=True)
 
-    def result(self, limit: float = 240.0) -> dict[str, Any]:
+    def result(self, limit: float) -> dict[str, Any]:
         try:
             said = self.process.communicate(timeout=limit)[0]
         except subprocess.TimeoutExpired:
             self.process.kill()
-            said = f"stopped after {limit} s"
+            said = f"stopped after {time.monotonic() - self.started:.0f} s: no time was left"
         cases = ElementTree.parse(self.report).iter("testcase") if self.report.exists() else []
         found = [{"test": case.get("name"), "seconds": float(case.get("time", 0)),
                   "outcome": next((part.tag for part in case if part.tag in ("failure", "error", "skipped")), "passed"),
@@ -145,14 +145,17 @@ def run(given: argparse.Namespace, results: Results, until: float) -> None:
     def finish_tests() -> None:
         nonlocal tests
         if tests:
-            results.add(tests=tests.result())
+            results.add(tests=tests.result(max(20.0, quiet - time.monotonic())))
             tests = None
             print("tests: " + ", ".join(f"{row['test']} {row['outcome']}" for row in results.content["tests"]["tests"]),
                   flush=True)
 
+    share = quiet = until
     if "steps" in given.parts:
         share = until if "train" not in given.parts else time.monotonic() + (until - time.monotonic()) / 3
-        times.measure(gpu_steps.waves(), share, finish_tests)
+        waves = gpu_steps.waves()
+        quiet = share - gpu_crew.TURN * len(waves[0] if waves else [])  # when the first is to be timed
+        times.measure(waves, share, finish_tests)
     finish_tests()
     if "train" in given.parts:
         done = gpu_training.train(given.out, until, changes, times.best)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import run_stage
 
-from benchmarks import gpu, gpu_page, gpu_steps, gpu_training
+from benchmarks import gpu, gpu_crew, gpu_page, gpu_steps, gpu_training
 from benchmarks.gpu_steps import Case
 from pipeline.errors import UserError
 
@@ -42,7 +42,7 @@ def row(what, batch=4, mode="eager", seconds=0.01, warm=1.0):
 
 def test_step_times_have_a_row_for_each_case_and_a_fault_costs_its_own_alone(place):
     broken = Case("train", 1, -4, "eager", 8, 8)  # a batch of less than nothing
-    (rows,) = gpu_steps.measure([[*CASES, broken]], time.monotonic() + 300, "cpu")
+    (rows,) = gpu_crew.measure([[*CASES, broken]], time.monotonic() + 300, "cpu")
     by_name = {each["name"]: each for each in rows}
     assert by_name["matrix"]["fp32"] > 0
     for what in ("train", "joint"):
@@ -54,7 +54,7 @@ def test_step_times_have_a_row_for_each_case_and_a_fault_costs_its_own_alone(pla
 
 def test_what_is_not_warm_in_time_says_so(place):
     started = time.monotonic()
-    ((late,),) = gpu_steps.measure([CASES[1:2]], started, "cpu")
+    ((late,),) = gpu_crew.measure([CASES[1:2]], started, "cpu")
     assert "no time was left" in late["error"] and time.monotonic() - started < 30
 
 
