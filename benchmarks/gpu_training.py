@@ -77,13 +77,20 @@ def make_plan(seconds: float, given: dict[str, Any], measured: Measured) -> Plan
     affordable = max(20, turn["fit"])
     warm = min(joint.warm_start, affordable // 4)
     updates = min(joint.ebm_updates, affordable - warm)
-    # a warm-up is as large a part of the short run as of the whole one
+    # a warm-up, and an average of weights, are as large a part of the short run as of the whole one
     short = {"pretrain": {"steps": steps, "warmup": settings.pretrain.warmup * steps // most,
+                          "ema": shorter(settings.pretrain.ema, steps / most),
                           "validate_every": max(1, min(settings.pretrain.validate_every, steps // 10))},
              "joint": {"ebm_updates": updates, "warm_start": warm,
+                       "ema": shorter(joint.ema, updates / joint.ebm_updates),
                        "log_every": max(1, min(joint.log_every, updates // 20))}}
     return {"data": words, "given": given, "changes": merge(changes, short, given),
             "compile": {"pretrain": step["compile"], "joint": turn["compile"]}}
+
+
+def shorter(ema: float, share: float) -> float:
+    """The decay of an average over this share of as many updates."""
+    return max(0.0, 1.0 - (1.0 - ema) / share)
 
 
 def command(params: Params, stage: str, arm: str = "", compiled: str = "") -> list[str]:

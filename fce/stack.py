@@ -111,8 +111,9 @@ class Stack:
         """
         gradients = parallel.average(list(torch.autograd.grad(loss.sum(), list(self.learned.values()))))
         for parameter, gradient in zip(self.learned.values(), gradients, strict=True):
-            # fused optimisers walk through memory: a gradient must lie there as its parameter does
-            alike = gradient.stride() == parameter.stride()
+            # Fused optimisers walk through memory: a gradient must lie there as its parameter does. And what a CUDA
+            # graph gave is overwritten when it runs again, which the compiler refuses to see in a parameter's gradient
+            alike = gradient.stride() == parameter.stride() and self.compiled is None
             parameter.grad = gradient if alike else torch.empty_like(parameter).copy_(gradient)
 
     @torch.no_grad()
