@@ -80,8 +80,8 @@ def parser(name: str, words: str | None) -> argparse.ArgumentParser:
                            help="seconds between saved states (default: FCE_SAVE_EVERY, or 300); a signal saves one")
     if stage.shared:
         flags.add_argument("--compile", default=os.environ.get("FCE_COMPILE", "auto"), choices=("auto", "yes", "no"),
-                           help="what trains; as CUDA graphs on a GPU (default: FCE_COMPILE, or auto: Glow alone, of images, "
-                                "on a GPU)")
+                           help="what trains; as CUDA graphs on a GPU (default: FCE_COMPILE, or auto: Glow alone, "
+                                "of images, on a GPU)")
     return flags
 
 
