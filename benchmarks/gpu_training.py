@@ -162,8 +162,9 @@ def finish(process: "subprocess.Popen[bytes]", until: float) -> int:
 
 
 def last_line(log: Path) -> str:
+    """Of a stage's log: its error, where it names one."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    return lines[-1] if lines else "it said nothing"
+    return [line for line in ["stopped: it said nothing", *lines] if line.startswith(("error: ", "stopped: "))][-1]
 
 
 def train(folder: Path, until: float, given: dict[str, Any], measured: Measured) -> list[dict[str, Any]]:
