@@ -5,13 +5,11 @@ The images come from the folder that FCE_DATA names (svhn_subset.npz, cifar10_su
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import ROOT
+from tiny import ROOT, run_stage
 
 from pipeline.params import load
 
@@ -37,14 +35,12 @@ SHORT = {
 
 
 def stage(name: str, params: dict, out: Path, **inputs: Path | int) -> Path:
-    """Run one stage as a user would; returns its output."""
+    """Run one stage by its command line, in this process, which has torch already; returns its output."""
     out.parent.mkdir(parents=True, exist_ok=True)
     slice_file = out.with_suffix(".params.json")
     slice_file.write_text(json.dumps(params))
     flags = [part for flag, value in inputs.items() for part in (f"--{flag}", str(value))]
-    command = [sys.executable, "-m", "fce", name, "--params", str(slice_file), "--out", str(out), *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert run_stage(name, "--params", str(slice_file), "--out", str(out), *flags) == 0
     return out
 
 
