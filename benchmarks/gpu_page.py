@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.gpu_training import HOME
+from eval.score import read_scores
 from pipeline.files import read_arrays, write_bytes
 from pipeline.track import read_record
 
@@ -75,10 +76,10 @@ def scores() -> list[dict[str, Any]]:
     """Every score of the training's measures."""
     rows = []
     for path in sorted(HOME.glob("seed-0/*/*.json")):
-        content = json.loads(path.read_text())
-        rows += [{"arm": content["arm"], "model": row["model"], "score": row["name"], "value": row["value"],
-                  "standard error": row["standard_error"], "n": row["n"], "protocol": row["protocol"]}
-                 for row in content["scores"]]
+        content = read_scores(path)
+        rows += [{"arm": content.arm, "model": score.model, "score": score.name, "value": score.value,
+                  "standard error": score.standard_error, "n": score.n, "protocol": score.protocol}
+                 for score in content.scores]
     return rows
 
 

@@ -65,13 +65,7 @@ def waves(width: int = 512, side: int = 32, few: int = 8, many: int = 32, small:
 class WithoutGraphs(Stack):
     """Compiled, and launched kernel by kernel."""
 
-    def single(self, method: str) -> Any:
-        call = getattr(self.first, method)
-        if self.compiled is None or not torch.is_grad_enabled():
-            return call
-        if method not in self.compiled:
-            self.compiled[method] = torch.compile(call, dynamic=False)
-        return self.compiled[method]
+    graphs = "default"
 
 
 def stack(model: Any, mode: str) -> Stack:
@@ -109,7 +103,7 @@ def joint_steps(case: Case, device: str) -> dict[str, Step]:
     levels = ((x + 0.5) * 256).byte().permute(0, 2, 3, 1).numpy()
     data = Images({"train_images": levels, "levels": np.array(256)}, device)
     flow = stack(make_model(OURS, Sizes(case.side, steps=case.steps, width=case.width), x.to(device)), case.mode)
-    energy = stack(make_energy(flow.first.shape, **cifar10().energy.model_dump()).to(device), case.mode)
+    energy = Stack([make_energy(flow.first.shape, **cifar10().energy.model_dump()).to(device)])  # as the stage has it
     game = Game(flow, energy, Supply([data], [data.generator(0)], flow, settings), settings)
     averages = Average(energy, settings.ema), Average(flow, settings.ema)
 

@@ -38,6 +38,8 @@ class Stack:
         compiled: whether calls that learn are compiled, and on a GPU replayed as CUDA graphs; of a single model only.
     """
 
+    graphs = "reduce-overhead"  # torch.compile's mode that replays CUDA graphs
+
     def __init__(self, models: list[Any], compiled: bool = False):
         self.models, self.size, self.first = models, len(models), models[0]
         self.compiled: dict[str, Any] | None = {} if compiled else None
@@ -74,7 +76,7 @@ class Stack:
             return call
         if method not in self.compiled:
             on_gpu = next(iter(self.state_dict().values())).is_cuda
-            self.compiled[method] = torch.compile(call, dynamic=False, mode="reduce-overhead" if on_gpu else "default")
+            self.compiled[method] = torch.compile(call, dynamic=False, mode=self.graphs if on_gpu else "default")
         return self.compiled[method]
 
     def begin_step(self) -> None:

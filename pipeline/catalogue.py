@@ -45,6 +45,7 @@ class Stage:
         labelled: whether it needs the images' labels.
         resumes: whether it keeps its state, and goes on from it.
         shared: whether what it trains can be compiled, and shared by several processes.
+        compiles: whether it is compiled on a GPU without being asked, where it trains on images.
     """
 
     file: str
@@ -60,6 +61,7 @@ class Stage:
     labelled: bool = False
     resumes: bool = False
     shared: bool = False
+    compiles: bool = False
 
     @property
     def measures(self) -> bool:

@@ -102,8 +102,7 @@ def jobs_of(name: str, given: argparse.Namespace, command: str) -> list[Job]:
         if any(out == job.out for job in jobs):
             raise UserError(f"--out: {out} would be written by several runs; name it with {{seed}} and {{arm}}")
         job = Job(name, params, out, inputs, seed, device, tags_of(out, name), command)
-        # joint training as CUDA graphs failed on the one GPU that it ever ran on, and what mended it is untried there
-        auto = device == "cuda" and name == "pretrain" and params.flow.layers == "conv"
+        auto = stage.compiles and device == "cuda" and params.flow.layers == "conv"
         job.compiled = stage.shared and (given.compile == "yes" or (given.compile == "auto" and auto))
         jobs.append(job)
     return jobs
