@@ -18,7 +18,7 @@ from pipeline.track import read_record
 SIDE = 10  # images along a side of the grid
 STYLE = ("body{margin:0 auto;max-width:66rem;padding:2rem;font:16px/1.5 system-ui,sans-serif}table{border-collapse:"
          "collapse;font-size:.85rem}td,th{text-align:left;padding:.3rem .8rem;border-bottom:1px solid #ddd}"
-         "img{max-width:100%}pre{background:#f4f5f6;padding:.7rem;overflow-x:auto;font-size:.8rem}")
+         ".wide{overflow-x:auto}img{max-width:100%}pre{background:#f4f5f6;padding:.7rem;overflow-x:auto;font-size:.8rem}")
 
 
 def grid(images: np.ndarray) -> np.ndarray:
@@ -93,16 +93,17 @@ def step_table(content: dict[str, Any]) -> pd.DataFrame:
         shares = {f"share of {kind} products": speed / rates[kind] if speed and kind in rates else None
                   for kind in ("tf32", "fp32")}
         table.append({"step": case["what"], "K": case["steps"], "batch": case["batch"], "mode": case["mode"],
-                      "ms": 1000 * row["seconds"] if "seconds" in row else None, **shares,
+                      "ms": 1000 * row["seconds"] if "seconds" in row else None, "error": row.get("error"), **shares,
                       **{name: row.get(name) for name in ("images_per_second", "peak_mib", "reserved_mib", "watts",
-                                                          "warm_up_seconds", "error")}})
+                                                          "warm_up_seconds")}})
     return pd.DataFrame(table)
 
 
 def html(title: str, frame: pd.DataFrame) -> str:
     if frame.empty:
         return f"<h2>{escape(title)}</h2><p>Nothing yet.</p>"
-    return f"<h2>{escape(title)}</h2>" + frame.to_html(index=False, float_format="{:.4g}".format, na_rep="", border=0)
+    table = frame.to_html(index=False, float_format="{:.4g}".format, na_rep="", border=0)
+    return f'<h2>{escape(title)}</h2><div class="wide">{table}</div>'
 
 
 def picture(path: Path) -> str:
