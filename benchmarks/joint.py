@@ -45,8 +45,8 @@ def iterations(energy: Stack, flow: Stack, x: Tensor) -> dict[str, Step]:
         return torch.randn(1, x.shape[1], flow.first.dims, device=x.device)
 
     def update_ebm(log_q: Tensor, x_gen: Tensor, log_q_gen: Tensor) -> None:
-        log_p, log_p_gen = energy.log_prob(torch.cat([x, x_gen], 1)).split(x.shape[1], 1)
-        energy.backward(-value(log_p, log_q, log_p_gen, log_q_gen))
+        r = energy("log_ratio", torch.cat([x, x_gen], 1), torch.cat([log_q, log_q_gen], 1))
+        energy.backward(-value(*r.split(x.shape[1], 1)))
         ebm_optimizer.step()
 
     def update_flow(v: Tensor) -> None:
@@ -64,8 +64,8 @@ def iterations(energy: Stack, flow: Stack, x: Tensor) -> dict[str, Step]:
             update = flow.log_prob(x), x_gen, flow.log_prob(x_gen)
         update_ebm(*update)
         x_gen = flow("decode", noise())[0]
-        log_p, log_p_gen = energy.log_prob(x), energy.log_prob(x_gen)
-        update_flow(value(log_p, flow.log_prob(x), log_p_gen, flow.log_prob(x_gen)))
+        r_data, r_gen = (energy.log_prob(each) - flow.log_prob(each) for each in (x, x_gen))
+        update_flow(value(r_data, r_gen))
 
     return {"ours": ours, "naive": naive}
 

@@ -40,8 +40,8 @@ def steps(
         with torch.no_grad():
             x_gen, log_q_gen = flow("decode", eps)
             log_q = flow.log_prob(x)
-        log_p, log_p_gen = energy.log_prob(torch.cat([x, x_gen], 1)).split(batch, 1)
-        energy.backward(-value(log_p, log_q, log_p_gen, log_q_gen))
+        r = energy("log_ratio", torch.cat([x, x_gen], 1), torch.cat([log_q, log_q_gen], 1))
+        energy.backward(-value(*r.split(batch, 1)))
 
     def joint_flow() -> None:
         v: Tensor = flow_value(energy, Minibatch.of(flow, x, eps))[0]

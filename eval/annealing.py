@@ -23,7 +23,7 @@ from pipeline.progress import Progress
 from pipeline.resume import Keeper, State
 from pipeline.schema.measures import LogZ
 
-Energy = Callable[[Tensor], Tensor]  # x [B, ...] -> f [B]
+Weight = Callable[[Tensor, Tensor], Tensor]  # x [B, ...] and its log q(x) [B] -> w = f(x) - log q(x), [B]
 LogWeight = Callable[[Tensor], Tensor]  # noise eps [B, D] -> w at the flow's sample g(eps), [B]
 START = 0.2  # the leapfrog's step size, to begin with
 
@@ -180,7 +180,7 @@ class Annealing:
 
 
 def explore(
-    energy: Energy, flow: Sampler, settings: LogZ, generator: torch.Generator, job: Job
+    weight: Weight, flow: Sampler, settings: LogZ, generator: torch.Generator, job: Job
 ) -> tuple[Tensor, float, Annealing, Annealed]:
     """What every estimate of an EBM's log Z is made of.
 
@@ -189,15 +189,14 @@ def explore(
         sizes fixed; and what it gives from the flow to the EBM.
     """
     def log_weight(eps: Tensor) -> Tensor:
-        x, log_q = flow.decode(eps)
-        return energy(x) - log_q
+        return weight(*flow.decode(eps))
 
     path = Path(log_weight, flow.dims, settings.temperatures, settings.leapfrog, job.device, job.keeper)
     parts, outside, left = [], 0, settings.samples
     with torch.no_grad():
         while left:
             x, log_q = flow.decode(path.noise(min(settings.batch, left), generator))
-            parts.append((energy(x) - log_q).double().cpu())
+            parts.append(weight(x, log_q).double().cpu())
             outside += int((x.flatten(1).abs() > 0.5).any(1).sum())
             left -= len(x)
     w = torch.cat(parts)

@@ -37,8 +37,9 @@ def run(job: Job) -> None:
     settings, data = job.params.log_z, job.data
     energy, flow = open_players(load(job.inputs["model"]), job.device)
     generator = torch.Generator().manual_seed(job.seed_for("noise"))
-    w, outside, _, annealed = explore(energy, flow, settings, generator, job)
-    chains, c = annealed.log_weights, energy.c.item()
+    c = energy.c.item()
+    w, outside, _, annealed = explore(lambda x, log_q: energy.log_ratio(x, log_q) + c, flow, settings, generator, job)
+    chains = annealed.log_weights
     for n in [settings.samples // 2**k for k in range(8, -1, -1)]:
         job.record.log(n, log_z_importance=importance(w[:n]), order_statistics=order_statistics(w[:n], settings.level))
     bits = measure(energy, job, "test")  # as if log Z were 0
@@ -69,7 +70,7 @@ def told_apart(energy: EnergyModel, flow: Glow | Gaussian, fake: Tensor, job: Jo
     scores = [mean_score("told_apart_gen", "ebm", fake, "samples of the flow with p < q", shared=False)]
     for part, ending in (("train", ""), ("test", "_test")):
         # log p - log q [n] in nats, by the learned c, dequantised once
-        ratios = log_densities(energy.log_prob, job, part, 1)[0] - log_densities(flow.log_prob, job, part, 1)[0]
+        ratios = log_densities(lambda x: energy.log_ratio(x, flow.log_prob(x)), job, part, 1)[0]
         real = (ratios > 0).double()
         scores += [
             mean_score(f"told_apart_data{ending}", "ebm", real, f"with p > q: {WORDS[part]}", shared=part == "test"),

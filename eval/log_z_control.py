@@ -27,10 +27,10 @@ def run(job: Job) -> None:
     flow, planted = (open_densities(load(job.inputs[name]), job.device)["flow"] for name in ("flow", "planted"))
     generator = torch.Generator().manual_seed(job.seed_for("noise"))
 
-    def energy(x: Tensor) -> Tensor:
-        return planted.log_prob(x) + CONSTANT
+    def weight(x: Tensor, log_q: Tensor) -> Tensor:
+        return planted.log_prob(x) + CONSTANT - log_q
 
-    w, _, annealing, forward = explore(energy, flow, settings, generator, job)
+    w, _, annealing, forward = explore(weight, flow, settings, generator, job)
     with torch.no_grad():
         exact = flow.encode(planted.sample(settings.chains, generator=generator))[0]
     reverse = annealing.reverse(exact, generator).log_weights

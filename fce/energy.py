@@ -52,6 +52,10 @@ class EnergyModel(nn.Module):
         """f(x) - c [B] in nats; a density's logarithm only if c is log Z."""
         return self(x) - self.c
 
+    def log_ratio(self, x: Tensor, log_q: Tensor) -> Tensor:
+        """log p(x) - log q(x) [B] in nats, given log q(x) [B] of the flow that it plays against."""
+        return self.log_prob(x) - log_q
+
     def features(self, x: Tensor) -> Tensor:
         """The top layer's feature maps [B, F], after the leaky ReLU."""
         return self.maps(x)[-1].flatten(1)
@@ -60,16 +64,35 @@ class EnergyModel(nn.Module):
 class Residual(EnergyModel):
     """f = log q0 + g, g by Table 4 and zero at the start, with the pre-trained flow q0 as base measure (ours)."""
 
-    def __init__(self, base: Glow, shape: tuple[int, ...], layers: str, widths: list[int], slope: float):
+    def __init__(self, base: Glow | None, shape: tuple[int, ...], layers: str, widths: list[int], slope: float):
         super().__init__(shape, layers, widths, slope)
-        self.base = base.requires_grad_(False)
+        self.base = base.requires_grad_(False) if base is not None else None
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
+        assert self.base is not None, "a tilted EBM is a density with the flow that it was trained with as its base"
         return self.base.log_prob(x) + super().forward(x)
 
 
-def make_energy(shape: tuple[int, ...], base: Glow | None = None, **energy: Any) -> EnergyModel:
-    """The EBM from an `energy:` section of params.yaml; with a base flow, the residual form."""
-    return Residual(base, shape, **energy) if base is not None else EnergyModel(shape, **energy)
+class Tilted(Residual):
+    """f = log q + g, q the flow that it plays against, as it is now: an exponential tilt of the present flow (ours).
+
+    So p = q exp(g - c) moves with q, and log p - log q = g - c whatever log q is: no logit saturates because a network
+    can't follow 10^4 nats of log q, and Z = E_q exp(g) is near 1. How the flow learns from it: `fce/minibatch.py`,
+    `tilted_value`. While it plays it has no `base`; a checkpoint's is the flow beside it (`fce/models.py`). Related:
+    residual EBMs (arXiv 2004.11714), whose base stands still.
+    """
+
+    def __init__(self, shape: tuple[int, ...], **energy: Any):
+        super().__init__(None, shape, **energy)
+
+    def log_ratio(self, x: Tensor, log_q: Tensor) -> Tensor:
+        return EnergyModel.forward(self, x) - self.c
+
+
+def make_energy(shape: tuple[int, ...], kind: str = "plain", base: Glow | None = None, **energy: Any) -> EnergyModel:
+    """The EBM from an `energy:` section of params.yaml; `kind` is `joint.energy`, and residual needs a base flow."""
+    if kind == "tilted":
+        return Tilted(shape, **energy)
+    return Residual(base, shape, **energy) if kind == "residual" else EnergyModel(shape, **energy)

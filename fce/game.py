@@ -16,7 +16,7 @@ from fce import parallel
 from fce.flow.coupling import Precision
 from fce.minibatch import Minibatch, flow_value, take
 from fce.objective import accuracy, calibrate, chance, value
-from fce.optim import lr_factor, make_optimizer, set_lr
+from fce.optim import Average, lr_factor, make_optimizer, set_lr
 from fce.stack import Stack
 from fce.supply import Supply
 
@@ -64,12 +64,29 @@ class Game:
         """Give f a start onto log q by regression where asked, then c by root-finding; median |log p - log q| [S]."""
         if self.settings.warm_start:
             self.regress(self.settings.warm_start)
-        w_data, w_gen = (parallel.gather(ratios, 1) for ratios in self.ratios())
-        pairs = zip(w_data, w_gen, strict=True)
-        shift = torch.tensor([calibrate(*pair, self.noise_ratio) for pair in pairs], device=self.device)
+        w_data, w_gen = self.ratios()
+        shift = self.best_c(w_data, w_gen)
         with torch.no_grad():
             self.energy.learned["c"].add_(self.scalar(shift))
         return (torch.cat([w_data, w_gen], 1) - shift[:, None]).abs().median(1).values
+
+    def best_c(self, w_data: Tensor, w_gen: Tensor) -> Tensor:
+        """What to add to each run's c [S], by its log-ratios on data and on samples [S, n]."""
+        pairs = zip(w_data, w_gen, strict=True)
+        return torch.tensor([calibrate(*pair, self.noise_ratio) for pair in pairs], device=self.device)
+
+    @torch.no_grad()
+    def settle(self, energy: Average, noise: Average) -> None:
+        """Give the averaged weights their own c where the base moves with the flow; the game is over then.
+
+        An averaged g on an averaged flow is a density of its own, for which nothing has learned a c.
+        """
+        if self.settings.energy == "tilted":
+            with energy.applied(), noise.applied():
+                self.supply.flow_moved()
+                self.supply.kept = None
+                shift = self.best_c(*self.ratios())
+            energy.state["c"].add_(self.scalar(shift))
 
     def regress(self, total: int) -> None:
         """Bring f - c onto log q by `total` updates of least squares."""
@@ -103,17 +120,18 @@ class Game:
         data, gen = [], []
         for _ in range(CALIBRATION):
             x, log_q, x_gen, log_q_gen = self.supply.draw()
-            data.append(self.energy.log_prob(x) - log_q)
-            gen.append(self.energy.log_prob(x_gen) - log_q_gen)
-        return torch.cat(data, 1), torch.cat(gen, 1)
+            data.append(self.energy("log_ratio", x, log_q))
+            gen.append(self.energy("log_ratio", x_gen, log_q_gen))
+        return parallel.gather(torch.cat(data, 1), 1), parallel.gather(torch.cat(gen, 1), 1)
 
     def update_ebm(self) -> float:
         """One ascent of V by the EBM; returns the classification accuracy."""
         x, log_q, x_gen, log_q_gen = self.supply.draw()
-        log_p, log_p_gen = self.energy.log_prob(torch.cat([x, x_gen], 1)).split([x.shape[1], x_gen.shape[1]], 1)
-        v = value(log_p, log_q, log_p_gen, log_q_gen, self.noise_ratio)
+        r = self.energy("log_ratio", torch.cat([x, x_gen], 1), torch.cat([log_q, log_q_gen], 1))
+        r_data, r_gen = r.split([x.shape[1], x_gen.shape[1]], 1)
+        v = value(r_data, r_gen, self.noise_ratio)
         self.energy.backward(-v)
-        found = self.note(v, log_p - log_q, log_p_gen - log_q_gen)
+        found = self.note(v, r_data, r_gen)
         self.require_finite()
         set_lr(self.ebm_optimizer, self.ebm_lrs, self.factor(0, self.ebm_updates))
         self.step_ebm()

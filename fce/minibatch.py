@@ -1,10 +1,13 @@
 """A minibatch of the game: data and samples with their log q, and V (eq. 4) as the flow sees it."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
+from fce.energy import Tilted
 from fce.objective import value
 from fce.stack import Stack
 
@@ -35,11 +38,36 @@ def flow_value(energy: Stack, batch: Minibatch, noise_ratio: float = 1.0) -> tup
 
     They pass through x~ = g(eps) into f, through log q(x~) and through log q(x); f(x) has none.
     """
+    if isinstance(energy.first, Tilted):
+        return tilted_value(energy, batch, noise_ratio)
     with torch.no_grad():
         log_p = energy.log_prob(batch.x)
-    log_p_gen = energy.log_prob(batch.x_gen)
-    v = value(log_p, batch.log_q, log_p_gen, batch.log_q_gen, noise_ratio)
-    return v, log_p - batch.log_q, log_p_gen - batch.log_q_gen
+    r_data, r_gen = log_p - batch.log_q, energy("log_ratio", batch.x_gen, batch.log_q_gen)
+    return value(r_data, r_gen, noise_ratio), r_data, r_gen
+
+
+def tilted_value(energy: Stack, batch: Minibatch, noise_ratio: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """As flow_value, of a tilted EBM, p = q exp(h) with h = g - c: p is held fixed while the flow descends V.
+
+    With q0 the flow as it is now, p = q0 exp(h) and r = h + log q0 - log q, which is h at q = q0. There, with s the
+    sigmoid, t = log nu and d the derivative by the flow's parameters (nu = noise_ratio; all at q = q0),
+
+        d E_data log s(r - t)    = -E_data[s(t - h) d log q(x)]
+        d nu E_q log s(t - r)    = nu E_q[(log s(t - h) + s(h - t)) d log q(x)]    (a score function times F(h), where
+                                                                                 d r = -d log q gave the second part)
+                                 = nu E_eps[d F(h(x~))],  x~ = g(eps), F(h) = log s(t - h) + s(h - t)
+
+    The last line, the same expectation by reparametrisation, has far less variance, and needs neither log q(x~) nor a
+    pass of x~ through the flow: with F' = -s(h - t)^2 a sample moves up h, the more the surer it is taken for real.
+    """
+    tie = math.log(noise_ratio)
+    with torch.no_grad():
+        h_data = energy("log_ratio", batch.x, batch.log_q)
+    h_gen = energy("log_ratio", batch.x_gen, batch.log_q_gen.detach())
+    on_data = -(torch.sigmoid(tie - h_data) * batch.log_q).mean(-1)
+    on_samples = noise_ratio * (logsigmoid(tie - h_gen) + torch.sigmoid(h_gen - tie)).mean(-1)
+    slope = on_data + on_samples
+    return value(h_data, h_gen.detach(), noise_ratio) + slope - slope.detach(), h_data, h_gen
 
 
 def take(values: Tensor, which: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fce.dcgan import Discriminator, Generator, make_dcgan
-from fce.energy import EnergyModel, make_energy
+from fce.energy import EnergyModel, Tilted, make_energy
 from fce.flow.glow import Glow, make_glow
 from fce.flow.sampler import Gaussian, Sampler
 from fce.flow.start import open_flow
@@ -24,10 +24,12 @@ def open_players(checkpoint: Checkpoint, device: str = "cpu", raw: bool = False)
     """The EBM and the noise model of a `joint` checkpoint, frozen, with averaged weights or the last, `raw` ones."""
     shape, joint, suffix = tuple(checkpoint["shape"]), checkpoint["joint_params"], "_raw" if raw else ""
     base = make_glow(shape, **checkpoint["flow_params"]) if joint["energy"] == "residual" else None
-    energy = make_energy(shape, base, **checkpoint["energy_params"])
+    energy = make_energy(shape, joint["energy"], base, **checkpoint["energy_params"])
     energy.load_state_dict(checkpoint[f"energy{suffix}"])
     noise = Gaussian(shape) if joint["noise"] == "gaussian" else make_glow(shape, **checkpoint["flow_params"])
     noise.load_state_dict(checkpoint[f"flow{suffix}"])
+    if isinstance(energy, Tilted):
+        energy.base = noise
     return frozen(energy, device), frozen(noise, device)
 
 

@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from pipeline.schema.training import Joint
 
 
-def value(
-    log_p_data: Tensor, log_q_data: Tensor, log_p_gen: Tensor, log_q_gen: Tensor, noise_ratio: float = 1.0
-) -> Tensor:
+def value(r_data: Tensor, r_gen: Tensor, noise_ratio: float = 1.0) -> Tensor:
     """V(theta, alpha) of eq. 4, as means over the batch (the last dimension): -2 log 2 where p = q.
 
     The EBM ascends it, the flow descends it. Written with logsigmoid of the log-ratio: exact where p/(p+q) is not.
     With nu = noise_ratio negatives for each positive, section 2.3's "higher prior probability", it is
     E_data log(p / (p + nu q)) + nu E_q log(nu q / (p + nu q)).
+
+    Args:
+        r_data, r_gen: log p - log q, in nats, on data and on samples of q.
     """
     tie = math.log(noise_ratio)  # the log-ratio at which both classes are equally probable
-    real, fake = logsigmoid(log_p_data - log_q_data - tie), logsigmoid(log_q_gen - log_p_gen + tie)
-    return real.mean(-1) + noise_ratio * fake.mean(-1)
+    return logsigmoid(r_data - tie).mean(-1) + noise_ratio * logsigmoid(tie - r_gen).mean(-1)
 
 
 def chance(noise_ratio: float = 1.0) -> float:
     """V where p = q, -2 log 2 for one negative a positive: an EBM that is below it knows less than a coin."""
     zero = torch.zeros(1, dtype=torch.float64)
-    return value(zero, zero, zero, zero, noise_ratio).item()
+    return value(zero, zero, noise_ratio).item()
 
 
 def accuracy(r: Tensor, real: bool) -> Tensor:

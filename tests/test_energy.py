@@ -83,7 +83,7 @@ def test_log_prob_is_f_minus_c(energy):
 def make_residual():
     base = Glow((1, 8, 8), 2, 1, 8, "conv", "affine", 0.3, "logit")
     base.initialize(0.1 * torch.randn(64, 1, 8, 8))
-    return base, make_energy((1, 8, 8), base, **IMAGE)
+    return base, make_energy((1, 8, 8), "residual", base, **IMAGE)
 
 
 def test_without_a_base_the_model_is_plain():
@@ -118,6 +118,23 @@ def test_residual_passes_gradients_through_q0_to_x():
     through_model = torch.autograd.grad(model(x).sum(), x)[0]
     assert through_model.abs().max() > 0
     assert torch.allclose(through_model, torch.autograd.grad(base.log_prob(x).sum(), x)[0])
+
+
+def test_a_tilted_ebm_is_its_flow_at_the_start_and_a_tilt_of_it_later():
+    flow, _ = make_residual()
+    model = make_energy((1, 8, 8), "tilted", **IMAGE)
+    x = 0.1 * torch.randn(8, 1, 8, 8)
+    log_q = flow.log_prob(x)
+    assert torch.equal(model.log_ratio(x, log_q), torch.zeros(8))
+    with pytest.raises(AssertionError, match="the flow that it was trained with"):
+        model.log_prob(x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.base = flow
+    ratio = model.log_ratio(x, log_q)
+    assert ratio.std() > 0.01
+    assert torch.allclose(model.log_prob(x) - log_q, ratio, atol=1e-4)
 
 
 @pytest.mark.parametrize(("side", "levels"), [(8, 2), (16, 3), (28, 3), (32, 3), (64, 3)])

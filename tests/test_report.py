@@ -213,7 +213,7 @@ def test_the_grey_line_is_the_value_at_p_equal_q(tmp_path, ratio):
     zero = torch.zeros(1)
     (tmp_path / "joint.json").write_text(json.dumps({"joint": {"noise_ratio": ratio}}))
     found = figures.levels(tmp_path, ["joint", "joint", "without-a-slice"])
-    assert list(found) == pytest.approx([objective.value(zero, zero, zero, zero, ratio).item()])
+    assert list(found) == pytest.approx([objective.value(zero, zero, ratio).item()])
 
 
 def test_paper_tables_show_paper_ours_and_verdict(tmp_path):

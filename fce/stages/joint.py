@@ -57,7 +57,8 @@ def make_game(jobs: list[Job]) -> Game:
         torch.manual_seed(job.seed_for("torch"))
         noises.append(make_noise(job, each, generator).requires_grad_(settings.noise == "flow"))
         base = open_flow(load(job.need("flow")), job.device) if settings.energy == "residual" else None
-        energies.append(make_energy(noises[-1].shape, base, **job.params.energy.model_dump()).to(job.device))
+        network = job.params.energy.model_dump()
+        energies.append(make_energy(noises[-1].shape, settings.energy, base, **network).to(job.device))
     # of a game the flow alone is compiled: the EBM is small, and on an H200 its compiled backward failed (torch 2.11)
     noise, energy = Stack(noises, jobs[0].compiled), Stack(energies)
     return Game(noise, energy, Supply(data, generators, noise, settings), settings)
@@ -127,6 +128,7 @@ def train(jobs: list[Job]) -> None:
         when = f"EBM update {game.ebm_updates}, flow update {game.flow_updates}"
         keep_aside(jobs, kept, f"joint: stopped at {when}: {stop}")
     keeper.save()  # until the stage's other runs are done
+    game.settle(*averages)
     log.info("V is %.4f at p = q; at the end: %s", game.chance, {k: round(v, 4) for k, v in course.rows[0][-1].items()})
     for job, curve, content in zip(jobs, course.rows, contents(jobs, game, *averages), strict=True):
         write_csv(job.out.with_suffix(".csv"), curve)

@@ -40,6 +40,8 @@ class ToyExperiment(Training):
     def fits(self) -> "ToyExperiment":
         if {self.flow.layers, self.energy.layers} != {"fc"}:
             raise ValueError("flow.layers and energy.layers: a 2D density needs fc in both")
+        if any(arm.energy == "tilted" for arm in self.arms.values()):
+            raise ValueError("joint.energy: tilted is of images; 2D densities have plain")
         if self.pretrain.augment or any(arm.augment for arm in self.arms.values()):
             raise ValueError("pretrain.augment and joint.augment: images are moved, points are not; set both to 0.0")
         return self

@@ -60,7 +60,7 @@ class Alarms(Strict):
 class Joint(Strict):
     start: Literal["pretrained", "random"]
     noise: Literal["flow", "frozen-flow", "gaussian"]
-    energy: Literal["plain", "residual"]
+    energy: Literal["plain", "residual", "tilted"]
     batch: Amount
     augment: Shift
     noise_ratio: Few
@@ -93,10 +93,12 @@ class Joint(Strict):
 
     @model_validator(mode="after")
     def fits(self) -> "Joint":
-        if self.start == "random" and (self.noise != "flow" or self.energy == "residual"):
+        if self.start == "random" and (self.noise != "flow" or self.energy != "plain"):
             raise ValueError("start: random goes with noise: flow and energy: plain")
-        if self.energy == "residual" and self.noise == "gaussian":
-            raise ValueError("energy: residual needs a flow as its base, not noise: gaussian")
+        if self.energy == "tilted" and self.warm_start:
+            raise ValueError("warm_start: a tilted EBM starts as its flow; set it to 0")
+        if self.energy != "plain" and self.noise == "gaussian":
+            raise ValueError(f"energy: {self.energy} needs a flow as its base, not noise: gaussian")
         return self
 
 
