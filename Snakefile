@@ -1,5 +1,5 @@
-# The DAG, and the only stage commands. `snakemake --cores 8` is the full profile, `snakemake --cores 2 quick` the quick
-# one. A job depends on files only: its input data, its slice of params.yaml and the code it computes with; so `dvc repro`,
+# The DAG, and the only stage commands. `snakemake --cores 8` is the full profile, `snakemake --cores 2 small` CIFAR-10 at a
+# size for two cores, `snakemake --cores 2 quick` minutes. A job depends on files only: its input data, its slice of params.yaml and the code it computes with; so `dvc repro`,
 # which calls this file, and `snakemake` never disagree on what is stale. The rules come from pipeline/catalogue.toml.
 import os
 import shutil
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline.catalogue import HOME, MODEL, SEED, STAGES
-from pipeline.params import ParamsError, load
+from pipeline.params import PROFILES, ParamsError, load
 from pipeline.sources import sources
 
 try:
@@ -23,7 +23,7 @@ SLICES = {path: text for profile, names in PARAMS.experiments.items() for name i
 
 
 wildcard_constraints:
-    profile="full|quick",
+    profile="|".join(PROFILES),
     experiment="[A-Za-z0-9_-]+",
     seed=r"\d+",
     arm="[a-z-]+",
@@ -67,6 +67,11 @@ def flags(name, paths, seeds=(), arms=()):
 rule full:
     input:
         "build/report/full/index.html",
+
+
+rule small:
+    input:
+        "build/report/small/index.html",
 
 
 rule quick:
@@ -214,6 +219,6 @@ onsuccess:
 
 
 onerror:
-    profile = "quick" if any("quick" in argument for argument in sys.argv[1:]) else "full"
+    profile = next((name for name in PROFILES if any(name in argument for argument in sys.argv[1:])), "full")
     shell(f"{FCE} report --profile {profile} --build build --out build/report/{profile}/index.html")
     shell(f"{FCE} send || true")

@@ -1,6 +1,7 @@
 """The page of `make gpu`: what lies in its folder, with the curves and samples of the training beside it."""
 
 import json
+import math
 from base64 import b64encode
 from html import escape
 from pathlib import Path
@@ -10,8 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from benchmarks.gpu_training import HOME
+from benchmarks.gpu_training import HOME, PLAYED
 from eval.score import read_scores
+from pipeline.catalogue import ARMS
 from pipeline.files import read_arrays, write_bytes
 from pipeline.track import read_record
 
@@ -31,7 +33,7 @@ def grid(images: np.ndarray) -> np.ndarray:
 def draw_samples(folder: Path) -> None:
     files = {"training images": (HOME / "data.npz", "train_images"),
              "Glow (MLE)": (HOME / "seed-0/mle/samples.npz", "images"),
-             "Glow (ours)": (HOME / "seed-0/joint/samples.npz", "images")}
+             **{f"Glow ({ARMS[arm].words})": (HOME / f"seed-0/{arm}/samples.npz", "images") for arm in PLAYED}}
     found = {title: read_arrays(path, (name,))[name] for title, (path, name) in files.items() if path.exists()}
     if len(found) < 2:
         return
@@ -46,15 +48,16 @@ def draw_samples(folder: Path) -> None:
 def draw_curves(folder: Path) -> None:
     """Of records, which also a stage has that is not done."""
     panels = {"pretrain": ("pretrain.run.jsonl", ("train", "validation"), "bits/dim"),
-              "joint": ("joint/joint.run.jsonl", ("accuracy_data", "accuracy_gen"), "accuracy"),
-              "V": ("joint/joint.run.jsonl", ("value",), "V"),
-              "log-ratios": ("joint/joint.run.jsonl", ("r_data_mean", "r_gen_mean"), "nats")}
+              **{f"{arm}, {what}": (f"{arm}/joint.run.jsonl", columns, unit) for arm in PLAYED
+                 for what, columns, unit in (("accuracy", ("accuracy_data", "accuracy_gen"), "accuracy"),
+                                             ("V", ("value",), "V"), ("log-ratios", ("r_data_mean", "r_gen_mean"), "nats"))}}
     drawn = {name: curve(HOME / "seed-0" / file) for name, (file, _, _) in panels.items()}
     drawn = {name: frame for name, frame in drawn.items() if len(frame)}
     if not drawn:
         return
-    canvas, axes = plt.subplots(1, len(drawn), figsize=(4 * len(drawn), 3), layout="constrained", squeeze=False)
-    for ax, (name, frame) in zip(axes[0], drawn.items(), strict=True):
+    rows = math.ceil(len(drawn) / 4)
+    canvas, axes = plt.subplots(rows, min(4, len(drawn)), figsize=(16, 3 * rows), layout="constrained", squeeze=False)
+    for ax, (name, frame) in zip(axes.flat, drawn.items(), strict=False):
         _, columns, unit = panels[name]
         for column in [column for column in columns if column in frame]:  # no validation part, no such loss
             ax.plot(frame["step"], frame[column], label=column)
@@ -62,8 +65,9 @@ def draw_curves(folder: Path) -> None:
         ax.legend(frameon=False)
     canvas.savefig(folder / "curves.png", dpi=120)
     plt.close(canvas)
-    for stage in [stage for stage in ("pretrain", "joint") if stage in drawn]:
-        write_bytes(folder / f"{stage}.csv", drawn[stage].to_csv(index=False).encode())
+    for file, name in {"pretrain": "pretrain", **{arm: f"{arm}, V" for arm in PLAYED}}.items():
+        if name in drawn:
+            write_bytes(folder / f"{file}.csv", drawn[name].to_csv(index=False).encode())
 
 
 def curve(record: Path) -> pd.DataFrame:

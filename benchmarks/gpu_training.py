@@ -14,14 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fce.stages.images import OFFICIAL, OWN
+from fce.stages.images import OWN, own_copy
 from pipeline.catalogue import ROOT, STAGES
 from pipeline.errors import UserError
 from pipeline.files import Npz, write_json
 from pipeline.params import Params, merge, read, resolve
 from pipeline.schema.experiment import Profile, Seeds
 
-PROFILE, NAME, LOSSLESS = "gpu", "cifar10", "cifar10_lossless.npz"
+PROFILE, NAME = "gpu", "cifar10"
 HOME = Path("build", PROFILE, NAME)
 OVERRIDES: dict[str, Any] = {  # of params.yaml's cifar10: what fits into minutes, and needs no download
     "fid": {"features": "classifier", "kid": {"subsets": 20}},
@@ -32,33 +32,32 @@ GRACE = 45.0  # seconds that a stage has to stop in, once asked
 STARTS = 15.0  # seconds that a stage takes before its first step, and after its last one
 SPARE = 60.0  # seconds for the flow's own measures, where joint training is not done in time
 MARGIN = 0.9  # of the time that is left is planned for
+PLAYED = ("tilted", "joint")  # the arms that are trained, half of the time each
 MEASURES = [  # those of a line need the lines above only, and run side by side
-    [("bits_per_dim", "mle"), ("sample", "mle"), ("bits_per_dim", "joint"), ("sample", "joint"), ("classifier", "")],
-    [("fid", "mle"), ("fid", "joint"), ("log_z", "joint")],
+    [*((measure, arm) for arm in ("mle", *PLAYED) for measure in ("bits_per_dim", "sample")), ("classifier", "")],
+    [*((measure, arm) for arm in ("mle", *PLAYED) for measure in ("fid", "trajectory")),
+     *(("log_z", arm) for arm in PLAYED)],
 ]
 Plan = dict[str, Any]
 Measured = Callable[[str, int, int, float], dict[str, Any]]  # of what, K, batch and seconds: gpu.py, `Times.best`
 
 
-def data_section() -> tuple[dict[str, Any], str]:
-    """The `data:` section and its name: the official archive, or FCE_DATA's lossless npz where only that is there."""
-    folder = Path(os.environ.get("FCE_DATA", "."))
-    own = folder / LOSSLESS
-    if any((place / file).exists() for file in OFFICIAL[NAME] for place in (folder, Path("build/downloads", NAME))):
-        return {"source": NAME}, "CIFAR-10"
-    if not own.exists():
-        return {"source": NAME}, "CIFAR-10"  # which the stage downloads
-    arrays = Npz(own, OWN)
+def images() -> str:
+    """What the data stage will find: the official archive, or FCE_DATA's own copy where only that is there."""
+    if (path := own_copy(NAME)) is None:
+        return "CIFAR-10"
+    arrays = Npz(path, OWN)
     count = sum(arrays.header(f"{part}_images")[0][0] for part in ("train", "test"))
-    return {"source": "npz", "file": LOSSLESS, "levels": 256}, f"CIFAR-10, {count / 60_000:.1%} of the images"
+    return f"CIFAR-10, {count / 60_000:.1%} of the images"
 
 
 def make_params(changes: dict[str, Any]) -> Params:
-    """The profile `gpu`: params.yaml's cifar10 with these changes, one seed, and the arm `joint` alone."""
+    """The profile `gpu`: params.yaml's cifar10 with these changes, one seed, and the arms PLAYED."""
     raw = read(ROOT / "params.yaml")
     raw["experiments"][NAME] = own = merge(raw["experiments"][NAME], changes)
-    own["arms"] = {"joint": own.get("arms", {}).get("joint") or {}}
-    raw["defaults"]["images"]["arms"] = {}
+    kept = raw["defaults"]["images"]["arms"]
+    own["arms"] = {arm: own.get("arms", {}).get(arm) or {} for arm in PLAYED}
+    raw["defaults"]["images"]["arms"] = {arm: kept[arm] for arm in PLAYED}
     profile = Profile(seeds=Seeds(toy=[0], images=[0]), experiments=[NAME], overrides={})
     return Params(profiles={PROFILE: profile}, experiments={PROFILE: {NAME: resolve(raw | {PROFILE: {"overrides": {}}},
                                                                                    PROFILE, NAME)}})
@@ -66,15 +65,14 @@ def make_params(changes: dict[str, Any]) -> Params:
 
 def make_plan(seconds: float, given: dict[str, Any], measured: Measured) -> Plan:
     """How many updates fit into these seconds, and how they are compiled; at most as many as params.yaml has."""
-    section, words = data_section()
-    changes = merge(OVERRIDES, {"data": section}, given)
+    changes = merge(OVERRIDES, given)
     settings = make_params(changes).experiments[PROFILE][NAME]
     joint, most = settings.arms["joint"], settings.pretrain.steps
     training = MARGIN * (seconds - min(100.0, seconds / 3)) - 2 * STARTS  # the rest is for the measures
     step = measured("train", settings.flow.steps, settings.pretrain.batch, 2 / 3 * training)
     turn = measured("joint", settings.flow.steps, joint.batch, 1 / 3 * training)
     steps = max(20, min(most, step["fit"]))
-    affordable = max(20, turn["fit"])
+    affordable = max(20, turn["fit"] // len(PLAYED))
     warm = min(joint.warm_start, affordable // 4)
     updates = min(joint.ebm_updates, affordable - warm)
     # a warm-up, and an average of weights, are as large a part of the short run as of the whole one
@@ -83,8 +81,9 @@ def make_plan(seconds: float, given: dict[str, Any], measured: Measured) -> Plan
                           "validate_every": max(1, min(settings.pretrain.validate_every, steps // 10))},
              "joint": {"ebm_updates": updates, "warm_start": warm,
                        "ema": shorter(joint.ema, updates / joint.ebm_updates),
-                       "log_every": max(1, min(joint.log_every, updates // 20))}}
-    return {"data": words, "given": given, "changes": merge(changes, short, given),
+                       "log_every": max(1, min(joint.log_every, updates // 20))},
+             "arms": {"tilted": {"head_start": min(settings.arms["tilted"].head_start, updates // 10)}}}
+    return {"data": images(), "given": given, "changes": merge(changes, short, given),
             "compile": {"pretrain": step["compile"], "joint": turn["compile"]}}
 
 
@@ -189,7 +188,7 @@ def train(folder: Path, until: float, given: dict[str, Any], measured: Measured)
     stages = Stages(params, until)
     compiled = plan["compile"]
     if (stages.run(("data", "")) and stages.run(("pretrain", ""), compiled=compiled["pretrain"])
-            and stages.run(("joint", "joint"), compiled=compiled["joint"], spare=SPARE)):
+            and all([stages.run(("joint", arm), compiled=compiled["joint"], spare=SPARE) for arm in PLAYED])):
         for group in MEASURES:
             stages.run(*group)
     elif (HOME / "seed-0/pretrain.pt").exists():  # with what time is left, the flow alone

@@ -16,6 +16,7 @@ from eval.classifier import open_classifier
 from eval.inception import is_official, open_network
 from fce.data.pixels import to_tensor
 from pipeline.checkpoint import load, save
+from pipeline.errors import UserError
 from pipeline.files import digest, sha256
 from pipeline.job import Job
 from pipeline.progress import Progress
@@ -44,6 +45,7 @@ class Extractor:
         network: makes features [B, size] of it.
         words: what it is, for the protocols.
         names: of the distances between its features.
+        classes: which class [B] it sees in features [B, size]; None where it tells none.
     """
 
     prepare: Callable[[np.ndarray], Tensor]
@@ -51,6 +53,16 @@ class Extractor:
     size: int
     words: str
     names: Names
+    classes: Callable[[Tensor], Tensor] | None = None
+
+
+def open_look(job: Job) -> Extractor:
+    """What `fid.features` names, from the job's input `features`."""
+    through_inception = job.params.fid.features == "inception"
+    if through_inception and job.data.levels != 256:
+        raise UserError("fid.features: inception needs 256 grey levels, this data has "
+                        f"{job.data.levels}; set it to classifier")
+    return (inception if through_inception else classifier)(job.inputs["features"], job.device)
 
 
 def inception(path: Path, device: str) -> Extractor:
@@ -63,7 +75,15 @@ def inception(path: Path, device: str) -> Extractor:
 def classifier(path: Path, device: str) -> Extractor:
     checkpoint = load(path)
     network, size = open_classifier(checkpoint).to(device), checkpoint["build"]["features"]
-    return Extractor(to_tensor, network.features, size, "features of this data set's classifier: not FID", OTHER)
+    known = ", ".join(f"{share:.1%} right on {part} images" for part, share in checkpoint["accuracy"].items())
+    words = f"features of this data set's classifier ({known}): not FID"
+    if blind := checkpoint["blind"]:
+        words += f"; it does not rise with every step of {', '.join(blind)}"
+
+    def classes(features: Tensor) -> Tensor:
+        return network.head(features.float().to(device)).argmax(1).cpu()
+
+    return Extractor(to_tensor, network.features, size, words, OTHER, classes)
 
 
 def three_channels(images: np.ndarray) -> Tensor:

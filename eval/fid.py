@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch_fidelity import metric_fid, metric_kid, metric_prc
+from torch_fidelity import metric_kid, metric_prc
 
-from eval.features import Extractor, classifier, extract, inception, kept
+from eval.features import Extractor, extract, kept, open_look
+from eval.frechet import Moments, frechet, moments
 from eval.score import Model, Score, write_scores
 from pipeline.errors import UserError
 from pipeline.files import read_arrays
@@ -21,7 +22,6 @@ from pipeline.job import Job
 from pipeline.progress import log
 from pipeline.schema.measures import Fid, Infinity, Kernel, Neighbours
 
-Moments = dict[str, np.ndarray]  # mu [F], sigma [F, F]
 REPEATS = 1e-3  # of the images that make a floor, so large a share may be expected to come twice
 
 
@@ -46,18 +46,15 @@ def run(job: Job) -> None:
         what += f", temperature {float(file['temperature']):g}"
     if samples.dtype != np.uint8:
         raise UserError(f"{place}, images: dtype {samples.dtype}, but grey levels are uint8; make the samples again")
-    through_inception = settings.features == "inception"
-    if through_inception and job.data.levels != 256:
-        raise UserError("fid.features: inception needs 256 grey levels, this data has "
-                        f"{job.data.levels}; set it to classifier")
-    look = (inception if through_inception else classifier)(job.inputs["features"], job.device)
-    fewer = "set fid.features to classifier" if through_inception else "lower classifier.features"
+    look = open_look(job)
+    fewer = "set fid.features to classifier" if settings.features == "inception" else "lower classifier.features"
     refuse_too_few(look.size, settings, len(samples), len(train), len(test), fewer)
     found, held = (kept(job, part, look, each) for part, each in (("train", train), ("test", test)))
     real = Reference(found, moments(found), look, np.random.default_rng(job.seed_for("subsets")), job.device)
     drawn = extract(look, samples, settings.batch, job.device)
     model: Model = "generator" if kind == "dcgan" else "flow"
     scores = of_samples(drawn, real, settings, model, what) + to_test(drawn, held, real, model, what)
+    scores += by_class(drawn, real, model, what)
     if kind == "pretrain":  # once per seed, not once per arm
         scores += of_test(held, images["test_labels"], real, settings) + of_halves(real)
     write_scores(job, scores)
@@ -105,6 +102,23 @@ def to_test(found: Tensor, held: Tensor, real: Reference, model: Model, what: st
         return []
     return [Score(name=f"{real.look.names.frechet}_test", model=model, value=frechet(found, moments(held)),
                   n=len(found), protocol=f"{what}, against the {len(held)} test images, {real.look.words}")]
+
+
+def by_class(found: Tensor, real: Reference, model: Model, what: str) -> list[Score]:
+    """By the classes that the classifier sees in features [N, F]: are all there, and how far is each from its own?"""
+    if real.look.classes is None:
+        return []
+    drawn, trained = (real.look.classes(features) for features in (found, real.features))
+    counts = [torch.bincount(each, minlength=int(trained.max()) + 1).double() for each in (drawn, trained)]
+    shares = [each / each.sum() for each in counts]
+    protocol = f"{what}, by the classes that {real.look.words} tell"
+    scores = [Score(name="class_coverage", model=model, value=1 - 0.5 * (shares[0] - shares[1]).abs().sum().item(),
+                    n=len(found), protocol=f"1 - total variation from those of the training images; {protocol}")]
+    if min(map(min, counts)) > real.look.size:
+        each = [frechet(found[drawn == k], moments(real.features[trained == k])) for k in trained.unique()]
+        scores.append(Score(name="frechet_distance_by_class", model=model, value=float(np.mean(each)), n=len(found),
+                            protocol=f"mean over {len(each)} classes ({min(each):.4g} to {max(each):.4g}); {protocol}"))
+    return scores
 
 
 def of_test(found: Tensor, labels: np.ndarray, real: Reference, settings: Fid) -> list[Score]:
@@ -182,17 +196,6 @@ def compare(found: Tensor, real: Reference, settings: Fid, model: Model, what: s
                "precision": (precision, n, by_neighbours), "recall": (recall, n, by_neighbours)}
     return [Score(name=name + suffix, model=model, value=value, n=n, protocol=protocol)
             for name, (value, n, protocol) in numbers.items()]
-
-
-def moments(features: Tensor) -> Moments:
-    """Mean and covariance of features [N, F]."""
-    return metric_fid.fid_features_to_statistics(features)
-
-
-def frechet(features: Tensor, reference: Moments) -> float:
-    """The Fréchet distance of features [N, F] to what has these moments."""
-    found = metric_fid.fid_statistics_to_metric(moments(features), reference, verbose=False)
-    return float(found[metric_fid.KEY_METRIC_FID])
 
 
 def extrapolate(found: Tensor, real: Reference, settings: Infinity) -> tuple[float, float, list[int]]:

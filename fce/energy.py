@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fce.flow.glow import Glow
 from fce.flow.layers import halvings
+from fce.flow.sampler import Sampler
 
 
 class EnergyModel(nn.Module):
@@ -64,14 +64,15 @@ class EnergyModel(nn.Module):
 class Residual(EnergyModel):
     """f = log q0 + g, g by Table 4 and zero at the start, with the pre-trained flow q0 as base measure (ours)."""
 
-    def __init__(self, base: Glow | None, shape: tuple[int, ...], layers: str, widths: list[int], slope: float):
+    def __init__(self, base: Sampler | None, shape: tuple[int, ...], layers: str, widths: list[int], slope: float):
         super().__init__(shape, layers, widths, slope)
-        self.base = base.requires_grad_(False) if base is not None else None
+        self.base: Sampler | None = base.requires_grad_(False) if base is not None else None
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self.base is not None, "a tilted EBM is a density with the flow that it was trained with as its base"
+        if self.base is None:
+            raise RuntimeError("a tilted EBM is no density without the flow that it was trained with: set its base")
         return self.base.log_prob(x) + super().forward(x)
 
 
@@ -91,7 +92,7 @@ class Tilted(Residual):
         return EnergyModel.forward(self, x) - self.c
 
 
-def make_energy(shape: tuple[int, ...], kind: str = "plain", base: Glow | None = None, **energy: Any) -> EnergyModel:
+def make_energy(shape: tuple[int, ...], kind: str = "plain", base: Sampler | None = None, **energy: Any) -> EnergyModel:
     """The EBM from an `energy:` section of params.yaml; `kind` is `joint.energy`, and residual needs a base flow."""
     if kind == "tilted":
         return Tilted(shape, **energy)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fce")
 CALIBRATION = 20  # minibatches of each class for the start's constant c
-COUNTS = ("ebm_updates", "flow_updates", "ebm_clipped", "flow_clipped", "last", "sums")
+COUNTS = ("ebm_updates", "flow_updates", "ebm_clipped", "flow_clipped", "last", "sums", "in_row", "longest")
+SATURATED = 0.9  # share of the log-ratios beyond 20 nats, from which on an update of the EBM counts as saturated
 MEANS = ("value", "accuracy_data", "accuracy_gen", "saturated")  # of what a curve has the mean over all EBM updates
 
 
@@ -58,6 +59,7 @@ class Game:
         self.flow_clipped = self.ebm_clipped.clone()
         self.last: dict[str, list[float]] = {}
         self.sums = {name: [0.0] * self.runs for name in (*MEANS, "below_chance")}
+        self.in_row, self.longest = [0] * self.runs, [0] * self.runs  # saturated updates, now and at most
         self.chance = chance(self.noise_ratio)
 
     def start(self) -> Tensor:
@@ -143,6 +145,9 @@ class Game:
         """Add what the EBM's last update showed to the sums over all of them."""
         seen = {**self.last, "below_chance": [float(v < self.chance) for v in self.last["value"]]}
         self.sums = {name: [a + b for a, b in zip(total, seen[name], strict=True)] for name, total in self.sums.items()}
+        pairs = zip(self.in_row, self.last["saturated"], strict=True)
+        self.in_row = [row + 1 if share > SATURATED else 0 for row, share in pairs]
+        self.longest = list(map(max, self.longest, self.in_row))
 
     def step_ebm(self) -> None:
         norms = self.energy.clip(self.settings.ebm_clip, but=["c"])
@@ -210,6 +215,7 @@ class Game:
              "flow_updates": self.flow_updates, **{name: values[i] for name, values in self.last.items()},
              "c": self.constants()[i], "ebm_clipped": int(self.ebm_clipped[i]),
              "flow_clipped": int(self.flow_clipped[i]), "dropped": int(self.supply.dropped[i]),
+             "longest_saturated": self.longest[i],
              **{f"mean_{name}": total[i] / max(1, self.ebm_updates) for name, total in self.sums.items()}}
             for i in range(self.runs)
         ]

@@ -28,6 +28,7 @@ class Watch:
 
     def __init__(self, game: Game, limits: "Alarms", names: list[str]):
         self.game, self.limits, self.names, self.limit = game, limits, names, torch.empty(0)
+        self.told = list[str]()  # the runs of which it has been said that they are saturated
 
     def begin(self, spread: Tensor) -> None:
         """Set the limit by the median |log p - log q| [S] that the game starts with."""
@@ -38,15 +39,26 @@ class Watch:
     def look(self) -> None:
         """Raise Diverged where a run must not go on."""
         last = self.game.last
-        if max(last["saturated"]) > 0.9:
-            log.warning("%.0f %% of the log-ratios are beyond 20 nats: the players hardly learn",
-                        100 * max(last["saturated"]))
+        self.look_at_saturation()
         for name, size, limit in zip(self.names, last["r_abs"], self.limit.tolist(), strict=True):
             if size > limit:
                 raise Diverged(f"the median of |log p - log q| is {size:.3g}, over {limit:.3g}, in {name}; "
                                "lower joint.flow_lr")
         if self.game.learns:
             self.look_at_flow()
+
+    def look_at_saturation(self) -> None:
+        """Say once of each run that it is saturated for long, or end it where the parameters ask for that."""
+        limit = self.limits.saturated
+        for name, longest in zip(self.names, self.game.longest, strict=True):
+            if longest >= limit and name not in self.told:
+                what = (f"{longest} updates of the EBM in a row had nine in ten log-ratios beyond 20 nats, in {name}: "
+                        "the EBM learns the sign of an error there, and the flow nothing of its size; a warm start that "
+                        "ends nearer to log q, a lower flow_lr or energy: tilted may help")
+                if self.limits.when_saturated == "stop":
+                    raise Diverged(what)
+                log.warning("%s", what)
+                self.told.append(name)
 
     def look_at_flow(self) -> None:
         flow = self.game.noise
@@ -64,7 +76,7 @@ class Watch:
                                "lower joint.flow_lr")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"limit": self.limit}
+        return {"limit": self.limit, "told": self.told}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.limit = state["limit"]
+        self.limit, self.told = state["limit"], state["told"]

@@ -20,7 +20,7 @@ from pipeline.schema.data import SOURCES, TOY_SOURCES
 from pipeline.schema.experiment import KINDS, SECTIONS, Experiment, Profile, Sections, ToyExperiment
 from pipeline.schema.kinds import Strict
 
-PROFILES = ("full", "quick")
+PROFILES = ("full", "small", "quick")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of an experiment: it stands in paths and in shell commands
 Run = tuple[int | None, str]  # seed and arm; None and "" where an output has none
 

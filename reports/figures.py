@@ -146,14 +146,19 @@ def samples(results: Results, experiment: str, out: Path, why: Reason) -> Figure
               "Glow (MLE)": mle["images"], "Glow (ours)": ours["images"]}
     canvas, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.5), **PICTURES)
     for ax, (panel, images) in zip(axes, panels.items(), strict=True):
-        tiles = images[:GRID**2] / (float(mle["levels"]) - 1)
-        gaps = ((0, GRID**2 - len(tiles)), (0, 1), (0, 1), (0, 0))
-        tiles = np.pad(tiles, gaps, constant_values=1).reshape(GRID, GRID, *np.add(tiles.shape[1:], (1, 1, 0)))
-        ax.imshow(np.vstack([np.hstack(row) for row in tiles]).squeeze(), cmap="gray", vmin=0, vmax=1)
+        ax.imshow(tiled(images[:GRID**2], GRID, int(mle["levels"])), cmap="gray", vmin=0, vmax=1)
         ax.set_title(panel)
     sns.despine(canvas, left=True, bottom=True)
     save(canvas, out, name, None, results.profile)
     return Figure(name, title, f"The first {GRID**2} images of each, seed {seed}; none was chosen.")
+
+
+def tiled(images: np.ndarray, columns: int, levels: int) -> np.ndarray:
+    """Images [N, H, W, C] of these grey levels side by side, with white gaps, in [0, 1]."""
+    gaps = ((0, -len(images) % columns), (0, 1), (0, 1), (0, 0))
+    tiles = np.pad(images / (levels - 1), gaps, constant_values=1)
+    tiles = tiles.reshape(-1, columns, *tiles.shape[1:])
+    return np.vstack([np.hstack(list(row)) for row in tiles]).squeeze()
 
 
 def probe(results: Results, experiments: list[str], out: Path, why: Reason) -> Figure:

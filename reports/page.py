@@ -14,7 +14,9 @@ from reports import tables, verdicts
 from reports.blocks import Block, Section, Table, Text, plain
 from reports.origins import NOT_YET, failures, left_over, provenance, why_missing
 from reports.scores import CAUTION, COLUMNS, Reason, Results
-from reports.words import NOTES, PAPER, called
+from reports.words import NOTES, PAPER, called, claims_of
+
+SEEDS = f"{NOTES['interval']} Each seed leads to its provenance."
 
 
 def content(profile: str, build: Path, out: Path) -> list[Section]:
@@ -27,6 +29,12 @@ def content(profile: str, build: Path, out: Path) -> list[Section]:
     ran = scope(results, origins)
     if profile == "full":
         again, sections = "8", of_the_paper(results, why, pictures, measured, ran)
+    elif profile == "small":
+        _, holds = judged_claims(results, why)
+        again, sections = "2 small", [
+            ("What this is", [Text(NOTES["small"])]), ("What holds", holds),
+            ("Results", [*chain(*(pictures[each] for each in ("samples", "trajectories", "probe", "training")))]),
+            ("Every measure", measured), ("Scope", ran), ("Methodology", [Text(NOTES["methodology"])])]
     else:
         again, sections = "2 quick", [
             (f"Results of the {profile} profile: not the paper's sizes", measured),
@@ -41,7 +49,7 @@ def content(profile: str, build: Path, out: Path) -> list[Section]:
 
 def drawn(results: Results, out: Path, why: Reason) -> dict[str, list[Block]]:
     """The figures, by what they show."""
-    from reports import figures  # seaborn takes seconds to import
+    from reports import figures, trajectories  # seaborn takes seconds to import
 
     toy, images = (results.settings.names(results.profile, kind) for kind in ("toy", "images"))
     # Figure 1 has a row for each density, and its variants have none: the first experiment of each source
@@ -49,6 +57,8 @@ def drawn(results: Results, out: Path, why: Reason) -> dict[str, list[Block]]:
     rows = [name for name in toy if name in sources.values()]
     return {"fits": [figures.densities(results, rows, out, why), figures.errors(results, toy, out, why)] if toy else [],
             "samples": [figures.samples(results, experiment, out, why) for experiment in images],
+            "trajectories": [draw(results, experiment, out, why) for experiment in images
+                             for draw in (trajectories.trajectory, trajectories.moments, trajectories.distortions)],
             "probe": [figures.probe(results, images, out, why)] if images else [],
             "training": [figures.training(results, experiment, out, why) for experiment in [*toy, *images]]}
 
@@ -56,31 +66,40 @@ def drawn(results: Results, out: Path, why: Reason) -> dict[str, list[Block]]:
 def of_the_paper(results: Results, why: Reason, pictures: dict[str, list[Block]], measured: list[Block],
                  ran: list[Block]) -> list[Section]:
     """The sections of the full profile, which is judged."""
-    claims, printed = judged(results.scores, why)
+    claims, holds = judged_claims(results, why)
+    printed = [paper_table(entry, tables.printed_table(results.scores, entry, partial(brief, why)),
+                           f"{SEEDS} Tolerance ±\u00a0{entry['tolerance']}.") for entry in PAPER["values"]]
     built = [paper_table(entry, tables.architecture_table(results.folder, entry)) for entry in PAPER["architectures"]]
-    given = [verdict.partition(":")[0] for table in (claims, *printed) for verdict in table.frame["Verdict"]]
-    counts = ", ".join(f"{n} {verdict}" for verdict in verdicts.VERDICTS if (n := given.count(verdict)))
-    criteria = Table("criteria", "How each verdict is decided", tables.criteria_table(PAPER), folded=True)
-    holds: list[Block] = [Text(f"Of {len(given)} claims and printed numbers: {counts}.{by_chance(claims)}"),
-                          claims, criteria]
-    shown = [*pictures["fits"], *pictures["samples"], *printed, *pictures["probe"], *built, *pictures["training"]]
+    holds = [counted([claims, *printed]), *holds]
+    shown = [*pictures["fits"], *pictures["samples"], *pictures["trajectories"], *printed, *pictures["probe"], *built,
+             *pictures["training"]]
     return [("What holds", holds), ("Scope", [Text(NOTES["scope"]), *ran]),
             ("Methodology", [Text(NOTES["methodology"])]), ("Results", shown), ("Every measure", measured),
             ("What was easy", [Text(NOTES["easy"])]), ("What was difficult", [Text(NOTES["difficult"])])]
 
 
-def judged(scores: pd.DataFrame, why: Reason) -> tuple[Table, list[Table]]:
-    """The claims, and Tables 1 and 2."""
-    def brief(*place: str) -> str:
-        return shorten(why(*place).removeprefix("not run: "), 130, placeholder=" …")  # whole under Failures
-
-    interval = f"{NOTES['interval']} Each seed leads to its provenance."
-    claims = tables.claims_table(scores, PAPER["claims"], brief)
+def judged_claims(results: Results, why: Reason) -> tuple[Table, list[Block]]:
+    """The claims that the profile judges; and these with how each is decided."""
+    entries = claims_of(results.profile)
+    frame = tables.claims_table(results.scores, entries, partial(brief, why))
     note = ("Differences are paired, seed by seed, and image by image where both numbers are of the same test images; "
-            f"accuracies draw by draw of labels too, which their intervals contain. {interval}{alone(claims)}")
-    printed = [paper_table(entry, tables.printed_table(scores, entry, brief),
-                           f"{interval} Tolerance ±\u00a0{entry['tolerance']}.") for entry in PAPER["values"]]
-    return Table("claims", "The paper's claims", claims, note), printed
+            f"accuracies draw by draw of labels too, which their intervals contain. {SEEDS}{alone(frame)}")
+    claims = Table("claims", "The paper's claims", frame, note)
+    decided = [*entries, *(PAPER["values"] if results.profile == "full" else [])]
+    criteria = Table("criteria", "How each verdict is decided", tables.criteria_table(decided), folded=True)
+    return claims, [*([] if results.profile == "full" else [counted([claims])]), claims, criteria]
+
+
+def counted(judged: list[Table]) -> Text:
+    """How many of each verdict there are in tables of which the first has the claims."""
+    given = [verdict.partition(":")[0] for table in judged for verdict in table.frame["Verdict"]]
+    counts = ", ".join(f"{n} {verdict}" for verdict in verdicts.VERDICTS if (n := given.count(verdict)))
+    what = "claims and printed numbers" if judged[1:] else "claims"
+    return Text(f"Of {len(given)} {what}: {counts}.{by_chance(judged[0])}")
+
+
+def brief(why: Reason, *place: str) -> str:
+    return shorten(why(*place).removeprefix("not run: "), 130, placeholder=" …")  # whole under Failures
 
 
 def by_chance(claims: Table) -> str:

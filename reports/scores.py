@@ -23,8 +23,8 @@ from reports.words import MODELS
 COLUMNS = ["profile", "experiment", "seed", "arm", "measure", "name", "model", "labels", "value",
            "standard_error", "draws", "shared"]
 CURVES = {"pretrain": ("step", "validation"), "joint": ("ebm_updates", "value", "accuracy_data", "accuracy_gen")}
-GAME = ("mean_value", "mean_below_chance", "mean_accuracy_data", "mean_accuracy_gen", "mean_saturated", "ebm_updates",
-        "flow_updates")  # of a curve's last row
+GAME = ("mean_value", "mean_below_chance", "mean_accuracy_data", "mean_accuracy_gen", "mean_saturated",
+        "longest_saturated", "ebm_updates", "flow_updates")  # of a curve's last row
 CONVERGED = 0.2  # mean squared error of log p at which a 2D run counts as converged; paper.yaml says why
 CAUTION = "†"  # marks a number that its score's row in the catalogue warns of
 
@@ -178,9 +178,17 @@ def column(name: str) -> dict[str, Any]:
     return {"table": known.table, "Measure": heading, "order": list(SCORES.values()).index(known)}
 
 
+def saturated(scores: pd.DataFrame, experiment: str) -> set[str]:
+    """The arms with a run whose log-ratios were saturated for long."""
+    caution, name = score("longest_saturated").caution, scores["name"] == "longest_saturated"
+    found = scores[name & (scores["experiment"] == experiment)]
+    return {arm for arm, value in zip(found["arm"], found["value"], strict=True) if caution and caution.meets(value)}
+
+
 def shown(scores: pd.DataFrame, experiment: str) -> pd.DataFrame:
     """An experiment's scores in the words of a reader: Measure, Model, Labels, Seed; in the order of ARMS."""
     words, arms, rows = ["table", "Measure", "Model", "Labels", "Seed"], list(ARMS), []
+    marked = saturated(scores, experiment)
     for row in scores[scores["experiment"] == experiment].to_dict("records"):
         arm, model, known = row["arm"], row["model"], score(row["name"])
         label = known.row if known.row and model == "data" else f"{MODELS.get(model, model)} ({ARMS[arm].words})"
@@ -188,6 +196,7 @@ def shown(scores: pd.DataFrame, experiment: str) -> pd.DataFrame:
             label += known.row
         if row["measure"] == "bits_per_dim" and model == "ebm":
             label += ", learned c, unverified"
+        label += f" {CAUTION}" * (arm in marked and model != "data")
         own = {"Model": label, "Labels": row["labels"], "Seed": row["seed"]}
         rows.append(row | column(known.column or row["name"]) | own)
     rows.sort(key=lambda row: (arms.index(row["arm"]), row["model"] != "data", row["model"] != "flow", row["seed"]))
@@ -216,5 +225,8 @@ def spread(chosen: pd.DataFrame, rows: list[str], across: str = "Measure") -> pd
         table.append(cells)
     frame = pd.DataFrame(table, columns=[*rows, *columns, "Seeds"]).fillna("–")
     frame = frame.drop(columns="Seeds") if "Seed" in rows else frame
+    if any(CAUTION in label for label in [*(row[each] for row in table for each in rows), *map(str, columns)]):
+        known = score("longest_saturated")
+        cautions[known.heading] = known.caution.words if known.caution else ""
     frame.attrs["cautions"] = cautions
     return frame

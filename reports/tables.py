@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.catalogue import ARMS
-from reports.scores import Reason, by_seed, column, links, shown, spread
+from reports.scores import CAUTION, Reason, by_seed, column, links, saturated, shown, spread
 from reports.verdicts import BUDGET, bound_verdict, estimate, ordering_verdict, refuse_quick, value_verdict
 from reports.words import called
 
@@ -41,7 +41,7 @@ def printed_table(scores: pd.DataFrame, table: dict[str, Any], why: Reason) -> p
 
 def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason) -> pd.DataFrame:
     """The paper's claims in words: our paired difference (without a `second`, our value), the verdict."""
-    refuse_quick(scores["profile"])
+    refuse_quick(scores["profile"], "small")
     rows = []
     for claim, experiment in [(each, name) for each in claims for name in each["experiments"]]:
         shared = {"experiment": experiment, "measure": claim["measure"], "name": claim["name"]}
@@ -73,13 +73,13 @@ def conclusion(verdict: str, entry: dict[str, Any], experiment: str, missing: st
     return {"Verdict": verdict, "Note": missing if verdict == "not run" else ""}
 
 
-def criteria_table(paper: dict[str, Any]) -> pd.DataFrame:
+def criteria_table(entries: list[dict[str, Any]]) -> pd.DataFrame:
     """How each verdict is decided: protocol, tolerance and its reason."""
     rows = [{"Judged": entry.get("claim") or entry["title"], "Paper": entry["where"], "Protocol": entry["protocol"],
              "Reproduced if": f"within ± {entry['tolerance']}" if "cells" in entry else
              "never; refuted if above 0" if "bound" in entry else
              f"difference between {entry['low']} and {entry['high']}", "Reason": entry["reason"]}
-            for entry in [*paper["claims"], *paper["values"]]]
+            for entry in entries]
     return pd.DataFrame(rows).replace({r"between -inf and": "below", r"between (\S+) and inf": r"above \1"}, regex=True)
 
 
@@ -113,11 +113,13 @@ def table(scores: pd.DataFrame, experiment: str, name: str, rows: list[str]) -> 
 def trade_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:
     """Glow after joint training minus before, by Arm or by Arm and Seed: Fréchet distance, and its cost in bits/dim."""
     flows, changes = scores[(scores["experiment"] == experiment) & (scores["model"] == "flow")], []
+    marked = saturated(scores, experiment)
     for arm in [arm for arm in ARMS if arm != "mle"]:
+        words = ARMS[arm].words + f" {CAUTION}" * (arm in marked)
         for name in ("frechet_inception_distance", "frechet_distance", "bits_per_dim"):
             change = by_seed(flows, arm=arm, name=name) - by_seed(flows, arm="mle", name=name)
             each = zip(change.at.index, change.means, change.errors, change.shared > 0, strict=True)
-            changes += [(ARMS[arm].words, seed, *column(name).values(), None, seed, *numbers)
+            changes += [(words, seed, *column(name).values(), None, seed, *numbers)
                         for seed, *numbers in each]
     columns = ["Arm", "Seed", "table", "Measure", "order", "draws", "seed", "value", "standard_error", "shared"]
     return spread(pd.DataFrame(changes, columns=columns), rows)

@@ -142,9 +142,9 @@ def bound_verdict(differences: Values) -> str:
     return "refuted" if mean - (0.0 if certain else half) > 0 else "not refuted"
 
 
-def refuse_quick(profiles: Iterable[str]) -> None:
-    """Raise ValueError at a number that was not made with the paper's sizes."""
-    others = sorted(set(profiles) - {"full"})
+def refuse_quick(profiles: Iterable[str], *judged: str) -> None:
+    """Raise ValueError at a number that was not made with the paper's sizes, nor by one of the profiles `judged`."""
+    others = sorted(set(profiles) - {"full", *judged})
     if others:
         raise ValueError(f"numbers of the profile '{others[0]}' are not of the paper's sizes: they get no "
                          "verdict against the paper and stay out of its tables")

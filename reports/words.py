@@ -17,6 +17,26 @@ MODELS = {"flow": "Glow", "ebm": "EBM"}  # the others go by their own names
 SAMPLES = {"svhn": "Figures 3 and 5. ", "cifar10": "Figures 3 and 6. "}  # numbers in the paper
 
 
+OTHER_FEATURES = {"frechet_inception_distance": "frechet_distance"}  # where Inception is not what is looked through
+
+
+def claims_of(profile: str) -> list[dict[str, Any]]:
+    """The claims that a profile judges: `small` those on its data, by their signs and by its classifier's FD."""
+    if profile == "full":
+        return list(PAPER["claims"])
+    here, chosen = load(ROOT / "params.yaml").experiments[profile], []
+    for claim in PAPER["claims"]:
+        name, experiments = claim["name"], [each for each in claim["experiments"] if each in here]
+        printed = name in OTHER_FEATURES and "second" not in claim
+        if experiments and not printed:
+            own: dict[str, Any] = {"experiments": experiments}
+            if name in OTHER_FEATURES:
+                own |= {key: claim[key].replace("FID", "FD") for key in ("claim", "protocol")}
+                own["name"] = OTHER_FEATURES[name]
+            chosen.append(claim | own)
+    return chosen
+
+
 @cache
 def called(experiment: str, profile: str = "full") -> str:
     """An experiment by its data, and by its EBM updates where they decide its results."""

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from tiny import ROOT, TINY, edit, environment, make_project, read_yaml
 
 SNAKEMAKE, DVC = "snakemake --cores 2 quick", "dvc repro quick"
-ARMS = {"ring": ("joint", "joint-from-random", "frozen-flow", "gaussian-noise"), "digits": ("joint", "residual")}
+ARMS = {"ring": ("joint", "joint-from-random", "frozen-flow", "gaussian-noise"), "digits": ("joint", "tilted")}
 DENSITIES = {f"ring/seed-{seed}/{arm}/density" for seed in (0, 1) for arm in ("mle", *ARMS["ring"])}
 
 
@@ -85,7 +85,7 @@ def test_switching_engines_reruns_only_what_changed(project: Path) -> None:
     first = run(project, SNAKEMAKE)
     measured = ("dcgan/fid", "supervised/supervised")
     baselines = {f"{name}/seed-0/{place}" for name in ("digits", "mine") for place in measured}
-    assert {"ring/data", "digits/seed-0/residual/joint", "mine/seed-0/joint/log_z", *DENSITIES, *baselines} <= first
+    assert {"ring/data", "digits/seed-0/tilted/joint", "mine/seed-0/joint/log_z", *DENSITIES, *baselines} <= first
     assert (project / "build/report/quick/index.html").stat().st_size > 10_000
     assert run(project, DVC) == set()
     assert run(project, SNAKEMAKE) == set()
@@ -146,22 +146,22 @@ def test_seeds_and_arms_come_and_go(project: Path) -> None:
     home = "build/quick/digits"
     added = run(project, f"snakemake --cores 2 {home}/scores.txt")
     assert added - {"digits/seed-0/planted/log_z_control"} == {place for place in added if "/seed-1/" in place}
-    assert {"digits/seed-1/pretrain", "digits/seed-1/residual/joint", "digits/seed-1/joint/fid"} <= added
+    assert {"digits/seed-1/pretrain", "digits/seed-1/tilted/joint", "digits/seed-1/joint/fid"} <= added
     assert run(project, "dvc repro quick-run@digits") == set()
 
     # an arm removed: nothing is trained; what is left of it is named, and in no table
     arms = read_yaml(project / "params.yaml")["defaults"]["images"]["arms"]
-    assert set(arms) == {"joint", "residual"}
-    edit(project, lambda params: params["defaults"]["images"]["arms"].pop("residual"))
-    edit(project, lambda params: params["experiments"]["digits"]["arms"].pop("residual"))
-    edit(project, lambda params: params["quick"]["overrides"]["digits"]["arms"].pop("residual"))
-    assert "residual" in (project / home / "scores.txt").read_text()
+    assert set(arms) == {"joint", "tilted"}
+    edit(project, lambda params: params["defaults"]["images"]["arms"].pop("tilted"))
+    edit(project, lambda params: params["experiments"]["digits"]["arms"].pop("tilted"))
+    edit(project, lambda params: params["quick"]["overrides"]["digits"]["arms"].pop("tilted"))
+    assert "tilted" in (project / home / "scores.txt").read_text()
     assert run(project, f"snakemake --cores 2 {home}/scores.txt") == set()
-    assert "residual" not in (project / home / "scores.txt").read_text()
+    assert "tilted" not in (project / home / "scores.txt").read_text()
     assert run(project, "dvc repro quick-run@digits") == set()
     call(project, "python -m fce report --profile quick --build build --out page/index.html")
-    assert "left over, not shown: digits/seed-0/residual" in (project / "page/index.html").read_text()
-    assert "residual" not in (project / "page/digits-images.csv").read_text()
+    assert "left over, not shown: digits/seed-0/tilted" in (project / "page/index.html").read_text()
+    assert "tilted" not in (project / "page/digits-images.csv").read_text()
 
 
 MEASURE = '''"""How bright the samples are: a measure that a test adds."""

@@ -212,8 +212,8 @@ def test_all_models_of_a_seed_see_the_same_images_with_the_same_noise(tmp_path, 
 
     monkeypatch.setattr(bits_per_dim, "dequantize", look)
     found, inputs = {}, {"model": save_players(tmp_path / "joint.pt")}
-    for seed, arm, stage in [(0, "joint", bits_per_dim), (0, "residual", bits_per_dim), (0, "joint", log_z),
-                             (0, "residual", log_z), (1, "joint", bits_per_dim)]:
+    for seed, arm, stage in [(0, "joint", bits_per_dim), (0, "tilted", bits_per_dim), (0, "joint", log_z),
+                             (0, "tilted", log_z), (1, "joint", bits_per_dim)]:
         seen.clear()
         scores = scores_of(stage, monkeypatch, data=data, seed=seed, tags={"arm": arm}, inputs=inputs)
         drawn = {part: torch.cat([x for at, x in seen if at == part]) for part, _ in seen}
@@ -221,12 +221,12 @@ def test_all_models_of_a_seed_see_the_same_images_with_the_same_noise(tmp_path, 
     scores, drawn = found[0, "joint", bits_per_dim]
     assert len(drawn) == 2 and {name for name, _, _ in scores} == {"bits_per_dim", "bits_per_dim_train"}
     for stage in (bits_per_dim, log_z):
-        for arm in ("joint", "residual"):
+        for arm in ("joint", "tilted"):
             others = found[0, arm, stage][1]
             assert drawn.keys() == others.keys()  # the test's noise, and the training images'
             assert all(torch.equal(drawn[part][:40], x[:40]) for part, x in others.items())
     assert not drawn.keys() & found[1, "joint", bits_per_dim][1].keys()  # another seed has its own
-    by_log_z = found[0, "residual", log_z][0]
+    by_log_z = found[0, "tilted", log_z][0]
     assert by_log_z["bits_per_dim_learned", "ebm", None].value == pytest.approx(
         scores["bits_per_dim", "ebm", None].value, abs=1e-6)
     assert {score.n for score in scores.values()} == {40} == {

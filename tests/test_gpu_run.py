@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 CASES = [Case("matrix"), *(Case(what, 1, 4, "eager", 8, 8) for what in ("train", "joint"))]
 TINY = ["flow.levels=1", "flow.steps=1", "flow.width=8", "energy.widths=[4, 8, 8]", "probe.validation=100",
         "pretrain.batch=4", "pretrain.steps=20", "joint.batch=4", "joint.ebm_updates=6", "joint.warm_start=4",
+        "pretrain.trajectory.images=40", "joint.trajectory.images=40", "joint.trajectory.moments=2",
         "classifier.epochs=1", "classifier.width=4", "classifier.features=8", "sample.count=200",
         "fid.infinity.smallest=0.2", "bits_per_dim.draws=2", "log_z.samples=300", "log_z.chains=4",
         "log_z.temperatures=4", "log_z.leapfrog=2"]
@@ -28,7 +29,7 @@ def place(tmp_path, monkeypatch):
         arrays[f"{part}_labels"] = np.arange(count) % 10
         noise = random.integers(0, 100, (count, 8, 8, 3)) + 15 * arrays[f"{part}_labels"][:, None, None, None]
         arrays[f"{part}_images"] = noise.astype(np.uint8)
-    np.savez(tmp_path / gpu_training.LOSSLESS, **arrays)
+    np.savez(tmp_path / "cifar10.npz", **arrays)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FCE_DATA", str(tmp_path))
     monkeypatch.setitem(gpu_steps.GEMM, "cpu", 64)
@@ -84,22 +85,22 @@ def test_the_whole_run_and_the_same_command_goes_on(place, monkeypatch):
     with monkeypatch.context() as hurried:
         hurried.setattr(gpu_training, "SPARE", 1e6)
         assert gpu.main(["--minutes=10", f"--out={out}", "--set", *TINY]) == 0
-    assert ("joint", "joint") not in started and ("bits_per_dim", "mle") in started
+    assert ("joint", "tilted") not in started and ("bits_per_dim", "mle") in started
     assert gpu.main(["--minutes=10", f"--out={out}", "--set", *TINY]) == 0
-    assert len(started) == len(set(started)) == 11
+    assert len(started) == len(set(started)) == 19
     training = json.loads((out / "results.json").read_text())["training"]
-    assert [each["ended"] for each in training].count("well") == 11
+    assert [each["ended"] for each in training].count("well") == 19
     files = {path.name: path.stat().st_size for path in out.iterdir()}
     assert {"results.json", "plan.json", "index.html", "steps.csv", "scores.csv", "pretrain.csv", "joint.csv",
-            "curves.png", "samples.png", "log.txt"} == files.keys() and max(files.values()) < 2**24
+            "tilted.csv", "curves.png", "samples.png", "log.txt"} == files.keys() and max(files.values()) < 2**24
     scores = (out / "scores.csv").read_text()
     assert all(name in scores for name in ("bits_per_dim", "frechet_distance", "log_z_certificate"))
     assert "Training on CIFAR-10, 0.8% of the images" in (out / "index.html").read_text()
 
 
 def test_a_stage_whose_time_is_over_keeps_its_state(place):
-    changes = gpu_training.merge(gpu_training.OVERRIDES, {"data": gpu_training.data_section()[0]},
-                                 *map(gpu.setting, TINY), {"pretrain": {"steps": 10**6, "validate_every": 1}})
+    changes = gpu_training.merge(gpu_training.OVERRIDES, *map(gpu.setting, TINY),
+                                 {"pretrain": {"steps": 10**6, "validate_every": 1}})
     params = gpu_training.make_params(changes)
     for path, text in params.slices("gpu", "cifar10").items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ def test_a_plan_is_made_of_the_time(place):
     pretrain, joint = plan["changes"]["pretrain"], plan["changes"]["joint"]
     assert asked == [("train", 8, 64), ("joint", 8, 64)]
     assert pretrain["steps"] == 19_000 and pretrain["warmup"] == 950 and plan["data"].startswith("CIFAR-10, 0.8%")
-    assert joint["warm_start"] + joint["ebm_updates"] == 9500
+    assert joint["warm_start"] + joint["ebm_updates"] == 4750
     assert gpu_training.make_plan(1e9, {}, measured)["changes"]["pretrain"]["steps"] == 100_000
 
 

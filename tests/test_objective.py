@@ -295,7 +295,7 @@ def test_each_path_of_the_flows_gradient_counts(coupling, cut):
 def test_a_tilted_ebms_flow_descends_v_with_p_held_fixed(ratio):
     """V by its definition, p = q0 exp(h) with q0 a copy of the flow, against the flow's gradient where it is q0.
 
-    Its expectation over samples is taken at low-discrepancy noise; score and pathwise gradient agree in expectation only.
+    Samples are of low-discrepancy noise: score and pathwise gradient agree in expectation only.
     """
     flow = Glow((2,), 1, 2, 4, "fc", "affine", 0.1, "identity").double()
     flow.initialize(torch.randn(64, 2, dtype=torch.float64))

@@ -18,7 +18,7 @@ TWENTY = {  # updates of either stage, in both turn rules; every minibatch has 1
         "joint": {"ebm_updates": 20, "warm_start": 20, "log_every": 5, "batch": 16, "flow_lr": 1e-3, "flow_warmup": 0},
         "arms": {
             "joint": {"rule": "accuracy", "ebm_per_round": 2, "flow_per_round": 2},
-            "residual": {"rule": "ratio", "ebm_per_round": 3, "flow_per_round": 2, "noise_ratio": 2},
+            "tilted": {"rule": "ratio", "ebm_per_round": 3, "flow_per_round": 2, "noise_ratio": 2},
         },
     }
 }
@@ -62,7 +62,7 @@ def both(home: Path, out: str, processes: int, start: Path | None = None) -> Pat
     if start is None:
         run(home, processes, "pretrain", *flags("pretrain", home, out=place / "pretrain.pt"))
     paths = {"flow": (start or place) / "pretrain.pt", "out": place / "{arm}/joint.pt"}
-    run(home, processes, "joint", *flags("joint", home, arms=("joint", "residual"), **paths))
+    run(home, processes, "joint", *flags("joint", home, arms=("joint", "tilted"), **paths))
     return place
 
 
@@ -77,7 +77,7 @@ def same(first: Path, second: Path, players: tuple[str, ...]) -> float:
 def test_two_processes_end_where_one_does(home):
     alone, shared = both(home, "alone", 1), both(home, "shared", 2)
     assert same(alone / "pretrain.pt", shared / "pretrain.pt", ("flow",)) < 1e-8
-    for arm in ("joint", "residual"):
+    for arm in ("joint", "tilted"):
         one, other = alone / arm / "joint.pt", shared / arm / "joint.pt"
         assert load(one)["updates"] == load(other)["updates"] and load(one)["updates"]["flow"] >= 8
         assert same(one, other, ("energy_raw", "flow_raw", "energy", "flow")) < 1e-8
@@ -95,7 +95,7 @@ def test_a_shared_run_that_is_asked_to_stop_goes_on(home, stage):
     if not alone.exists():
         both(home, "alone", 1)
     paths = {"out": place / f"{stage}.pt"} | ({"flow": alone / "pretrain.pt"} if stage == "joint" else {})
-    argv = [*flags(stage, home, arms=("residual",), **paths), "--save-every", "0"]
+    argv = [*flags(stage, home, arms=("tilted",), **paths), "--save-every", "0"]
     process = start(home, 2, stage, *argv)
     while process.poll() is None and not list(place.glob(".resume/*/*/*.pt")):
         time.sleep(0.01)
@@ -107,7 +107,7 @@ def test_a_shared_run_that_is_asked_to_stop_goes_on(home, stage):
     if stage == "pretrain":
         assert same(alone / "pretrain.pt", place / "pretrain.pt", ("flow",)) < 1e-8
     else:
-        assert load(place / "joint.pt")["updates"] == load(alone / "residual/joint.pt")["updates"]
+        assert load(place / "joint.pt")["updates"] == load(alone / "tilted/joint.pt")["updates"]
 
 
 @pytest.mark.parametrize(("stage", "params", "said"), [

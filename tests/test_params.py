@@ -43,9 +43,9 @@ def test_later_layers_win_key_by_key(tmp_path):
     full, quick = params.experiments["full"]["ring"], params.experiments["quick"]["ring"]
     assert quick.pretrain.model_dump() == full.pretrain.model_dump() | {"steps": quick.pretrain.steps}
     assert quick.pretrain.steps < full.pretrain.steps
-    residual, joint = (params.experiments["quick"]["digits"].arms[arm] for arm in ("residual", "joint"))
-    assert (residual.energy, residual.rule, residual.ema) == ("residual", "ratio", joint.ema)
-    assert residual.alarms == joint.alarms and joint.energy == "plain"
+    tilted, joint = (params.experiments["quick"]["digits"].arms[arm] for arm in ("tilted", "joint"))
+    assert (tilted.energy, tilted.head_start, tilted.ema) == ("tilted", 50, joint.ema)
+    assert tilted.alarms == joint.alarms and joint.energy == "plain"
 
 
 MISTAKES = {  # name: old text, new text, what the message must say
@@ -149,7 +149,7 @@ def all_slices(params):
 
 def test_every_stage_and_arm_has_a_slice_with_its_own_sections(tmp_path):
     slices = all_slices(load_changed(tmp_path))
-    assert set(slices["quick/digits/params/joint/residual.json"]) == {"flow", "energy", "joint", "data"}
+    assert set(slices["quick/digits/params/joint/tilted.json"]) == {"flow", "energy", "joint", "data"}
     assert set(slices["full/svhn/params/pretrain.json"]) == {"flow", "pretrain", "data"}
     assert set(slices["quick/digits/params/supervised.json"]) == {"supervised", "probe", "energy"}
     svhn, cifar = (slices[f"full/{name}/params/dcgan.json"]["dcgan"] for name in ("svhn", "cifar10"))
@@ -161,7 +161,7 @@ def test_every_stage_and_arm_has_a_slice_with_its_own_sections(tmp_path):
 
 
 def test_a_slice_gives_its_stage_typed_frozen_sections_and_no_others(tmp_path):
-    text = load_changed(tmp_path).slices("quick", "digits")["build/quick/digits/params/joint/residual.json"]
+    text = load_changed(tmp_path).slices("quick", "digits")["build/quick/digits/params/joint/tilted.json"]
     given = read_slice(text, "joint")
     assert given.joint.alarms.ratio_floor == 5.0 and given.data.source == "digits"
     assert given.model_dump() == json.loads(text) and "joint" in given and "fid" not in given
@@ -186,7 +186,7 @@ def test_slices_change_only_with_what_their_stages_read(tmp_path):
     assert changed("full:", "# a comment\nfull:")[0] == set()
     assert changed("pretrain: {augment: 0.0}", "pretrain: {augment: 0.2}")[0] == {"full/svhn/params/pretrain.json"}
     moved, after = changed("joint: {augment: 0.0}", "joint: {augment: 0.0, ebm_lr: 2.0e-4}")
-    arms = {"joint", "frozen-flow", "gaussian-noise", "mle-continued"}  # the residual one has a rate of its own
+    arms = {"joint", "frozen-flow", "gaussian-noise", "mle-continued"}  # the tilted one has a rate of its own
     assert moved == {f"full/svhn/params/joint/{arm}.json" for arm in arms}
     assert after["full/svhn/params/joint/joint.json"]["joint"]["ebm_lr"] == 2e-4
 
@@ -194,10 +194,10 @@ def test_slices_change_only_with_what_their_stages_read(tmp_path):
 def test_every_measure_knows_its_arms():
     params = load(ROOT / "params.yaml")
     measured = params.measured("full", "svhn")
-    assert measured["fid"] == ("mle", "joint", "residual", "mle-continued", "dcgan")  # of own flows
-    ebms = ("joint", "residual", "frozen-flow", "gaussian-noise")  # not the one that only looks on
+    assert measured["fid"] == ("mle", "joint", "tilted", "mle-continued", "dcgan")  # of own flows
+    ebms = ("joint", "tilted", "frozen-flow", "gaussian-noise")  # not the one that only looks on
     assert measured["log_z"] == ebms
-    assert measured["bits_per_dim"] == ("mle", "joint", "residual", "mle-continued")  # a DCGAN has no density
+    assert measured["bits_per_dim"] == ("mle", "joint", "tilted", "mle-continued")  # a DCGAN has no density
     assert measured["probe"] == ("random-init", *ebms, "dcgan")
     assert measured["supervised"] == ("supervised",)
     assert params.measured("full", "moons") == {
@@ -214,7 +214,7 @@ def test_a_profiles_override_moves_no_other_profile(tmp_path):
 def test_paths_of_runs_follow_the_catalogue():
     params = load(ROOT / "params.yaml")
     home = "build/full/svhn/"
-    assert params.inputs("joint", "full", "svhn", 1, "residual")["flow"] == home + "seed-1/pretrain.pt"
+    assert params.inputs("joint", "full", "svhn", 1, "tilted")["flow"] == home + "seed-1/pretrain.pt"
     assert set(params.inputs("joint", "full", "svhn", 1, "gaussian-noise")) == {"data"}
     assert params.inputs("fid", "full", "svhn", 0, "mle")["features"] == "build/downloads/inception.pth"
     assert params.inputs("fid", "full", "digits", 0, "mle")["features"] == "build/full/digits/classifier.pt"
@@ -227,4 +227,4 @@ def test_paths_of_runs_follow_the_catalogue():
     assert len(params.runs("joint", "full", "ring")) == 30 and len(params.scores("full", "ring")) == 35
     assert not params.has("fid", "full", "ring") and not params.has("inception", "full", "svhn")
     assert set(STAGES) == {"data", "pretrain", "joint", "dcgan", "density", "classifier", "inception", "sample", "fid",
-                           "bits_per_dim", "log_z", "log_z_control", "probe", "supervised"}
+                           "bits_per_dim", "trajectory", "log_z", "log_z_control", "probe", "supervised"}

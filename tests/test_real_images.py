@@ -75,7 +75,7 @@ def test_real_images_go_through_every_stage(name: str, tmp_path: Path) -> None:
     classifier = stage("classifier", some("classifier"), run / "classifier.pt", data=data)
     gan = stage("dcgan", some("dcgan"), run / "seed-0/dcgan/dcgan.pt", data=data, seed=0)
     models = {"mle": flow, "dcgan": gan}
-    for arm in ("joint", "residual"):
+    for arm in ("joint", "tilted"):
         joint = {**whole["arms"][arm], **SHORT["joint"]}
         models[arm] = stage(
             "joint",

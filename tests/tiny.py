@@ -28,9 +28,9 @@ TINY = {
         "digits": {
             "flow": {"steps": 1, "width": 8},
             "energy": {"widths": [4, 8, 8]},
-            "pretrain": {"steps": 40, "validate_every": 20},
-            "joint": {"ebm_updates": 12, "warm_start": 10, "log_every": 6},
-            "arms": {"residual": {"head_start": 4}},
+            "pretrain": {"steps": 40, "validate_every": 20, "trajectory": {"moments": 2, "images": 40}},
+            "joint": {"ebm_updates": 12, "warm_start": 10, "log_every": 6, "trajectory": {"moments": 2, "images": 40}},
+            "arms": {"tilted": {"head_start": 4, "warm_start": 0}},
             "dcgan": {"widths": [4, 8], "orig": {"updates": 20}},
             "classifier": {"epochs": 1, "width": 4, "features": 8},
             "sample": {"count": 200},

@@ -18,6 +18,10 @@ class Sampler(nn.Module):
 
     dims: int
 
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log q(x) [B] in nats."""
+        raise NotImplementedError
+
     def decode(self, eps: Tensor) -> tuple[Tensor, Tensor]:
         """(x, log q(x) [B]) from eps [B, D]."""
         raise NotImplementedError

@@ -17,6 +17,7 @@ from fce.game import Diverged, Game
 from fce.objective import Switch
 from fce.optim import Average
 from fce.stack import Stack
+from fce.stages.moments import Moments
 from fce.supply import Supply
 from fce.watch import Watch
 from pipeline.checkpoint import load, save
@@ -103,13 +104,22 @@ def train(jobs: list[Job]) -> None:
     averages = Average(game.energy, settings.ema), Average(game.noise, settings.ema)
     watch = Watch(game, settings.alarms, [f"{job.tags.get('arm', 'the run')}, seed {job.seed}" for job in jobs])
     name = f"{first.tags.get('arm', first.out.parent.name)}-{first.seed}"
-    keeper = first.keeper(name, averages=averages, game=game, watch=watch, course=course)
+    moments = Moments(first, settings.trajectory, settings.ebm_updates)
+    keeper = first.keeper(name, averages=averages, game=game, watch=watch, course=course, moments=moments)
     with net_precision(game.precision):
         if not keeper.load():
             watch.begin(game.start())
     turn, kept = course.switch.turn, contents(jobs, game, *averages)
     progress = Progress(settings.ebm_updates, settings.batch * len(jobs), game.ebm_updates)
+
+    def look() -> None:
+        if game.learns:
+            course.clock()
+            moments.look(game.ebm_updates, game.noise, averages[1])
+            course.since = time.process_time()
+
     try:
+        look()
         while game.ebm_updates < settings.ebm_updates:
             with net_precision(game.precision):
                 right = game.update_ebm() if turn == "ebm" else game.update_flow()
@@ -123,6 +133,7 @@ def train(jobs: list[Job]) -> None:
                 kept = contents(jobs, game, *averages)
                 measure(jobs, game, averages[0], course)
             turn = course.switch.update(right) if game.learns else "ebm"
+            look()
             keeper.tick()
     except Diverged as stop:
         when = f"EBM update {game.ebm_updates}, flow update {game.flow_updates}"
@@ -132,7 +143,7 @@ def train(jobs: list[Job]) -> None:
     log.info("V is %.4f at p = q; at the end: %s", game.chance, {k: round(v, 4) for k, v in course.rows[0][-1].items()})
     for job, curve, content in zip(jobs, course.rows, contents(jobs, game, *averages), strict=True):
         write_csv(job.out.with_suffix(".csv"), curve)
-        save(job.out, {**content, "provenance": job.provenance()})
+        save(job.out, {**content, **moments.content(), "provenance": job.provenance()})
 
 
 def measure(jobs: list[Job], game: Game, average: Average, course: Course) -> None:

@@ -12,6 +12,7 @@ from fce.flow.start import start_flow
 from fce.optim import Average, lr_factor, make_optimizer, set_lr
 from fce.stack import Stack
 from fce.stack import State as Weights
+from fce.stages.moments import Moments
 from pipeline.checkpoint import save
 from pipeline.files import write_csv
 from pipeline.job import Job, keep_aside
@@ -49,10 +50,11 @@ def train(jobs: list[Job]) -> None:
     optimizer = make_optimizer(settings.optimizer, flow.learned.values(), settings.lr)
     average = Average(flow, settings.ema)
     validation = data[0].part("validation", torch.Generator().manual_seed(0))
-    course = Course(flow, average)
+    course, moments = Course(flow, average), Moments(jobs[0], settings.trajectory, settings.steps)
     keeper = jobs[0].keeper(f"training-{jobs[0].seed}", flow=flow, optimizer=optimizer, average=average, data=data,
-                            generators=generators, course=course)
+                            generators=generators, course=course, moments=moments)
     keeper.load()
+    moments.look(course.step, flow, average)
     course.clipped = course.clipped.to(jobs[0].device)
     for step, progress in steps(settings.steps, settings.batch * len(jobs), course.step):
         factor = lr_factor(settings.decay, settings.warmup, step - 1, step / settings.steps)
@@ -74,13 +76,14 @@ def train(jobs: list[Job]) -> None:
             facts = {"step": step, "lr": settings.lr * factor}
             validate(jobs, flow, average, course, validation, loss, norms, facts)
         progress(step, loss=loss.detach().mean(), gradient=norms.max())
+        moments.look(step, flow, average)
         course.step = step
         keeper.tick()
     keeper.save()
     for job, curve, (_, chosen), last in zip(jobs, course.rows, course.best, flow.split(average.state), strict=True):
         write_csv(job.out.with_suffix(".csv"), curve)
         weights = chosen if settings.select == "validation" else last
-        save(job.out, {**content(job, weights), "provenance": job.provenance()})
+        save(job.out, {**content(job, weights), **moments.content(), "provenance": job.provenance()})
 
 
 def validate(jobs: list[Job], flow: Stack, average: Average, course: Course, validation: Tensor, loss: Tensor,

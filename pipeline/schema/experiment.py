@@ -7,7 +7,7 @@ from pydantic import Field, TypeAdapter, model_validator
 from pipeline.schema.data import Data, Digits, Npz, Official, Toy
 from pipeline.schema.kinds import Distinct, Seed, Strict
 from pipeline.schema.measures import BitsPerDim, Classifier, Density, Fid, LogZ, Probe, Sample, Supervised
-from pipeline.schema.training import Dcgan, Energy, Flow, Joint, Pretrain
+from pipeline.schema.training import Dcgan, Energy, Flow, Joint, Pretrain, Trajectory
 
 
 class Training(Strict):
@@ -31,6 +31,11 @@ class OfImages(Training):
     supervised: Supervised
 
 
+def trajectories(experiment: "ToyExperiment | ImageExperiment") -> list[Trajectory]:
+    """Of pre-training and of every arm."""
+    return [experiment.pretrain.trajectory, *(arm.trajectory for arm in experiment.arms.values())]
+
+
 class ToyExperiment(Training):
     data: Toy
     arms: Annotated[dict[str, Joint], Field(min_length=1)]
@@ -40,6 +45,8 @@ class ToyExperiment(Training):
     def fits(self) -> "ToyExperiment":
         if {self.flow.layers, self.energy.layers} != {"fc"}:
             raise ValueError("flow.layers and energy.layers: a 2D density needs fc in both")
+        if any(each.moments for each in trajectories(self)):
+            raise ValueError("pretrain.trajectory and joint.trajectory: moments are of images; set both to 0")
         if any(arm.energy == "tilted" for arm in self.arms.values()):
             raise ValueError("joint.energy: tilted is of images; 2D densities have plain")
         if self.pretrain.augment or any(arm.augment for arm in self.arms.values()):
@@ -58,6 +65,8 @@ class ImageExperiment(OfImages):
         levels = 17 if isinstance(self.data, Digits) else self.data.levels if isinstance(self.data, Npz) else 256
         if self.fid.features == "inception" and levels != 256:
             raise ValueError(f"fid.features: inception needs 256 grey levels, this data has {levels}; use classifier")
+        if not all(each.moments for each in trajectories(self)):
+            raise ValueError("pretrain.trajectory and joint.trajectory: moments must be 1 or more")
         if not self.data.validation and self.pretrain.select == "validation":
             raise ValueError("pretrain.select: validation needs a validation part; raise data.validation, or use last")
         if bool(self.data.validation) == bool(self.probe.validation):

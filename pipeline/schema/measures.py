@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.schema.kinds import Amount, Count, Distinct, Few, Length, Positive, Rate, Strict, Width
+from pipeline.schema.kinds import Amount, Count, Distinct, Few, Length, Positive, Rate, Shift, Strict, Width
 
 
 class Density(Strict):
@@ -17,6 +17,8 @@ class Classifier(Strict):
     epochs: Positive
     lr: Rate
     batch: Amount
+    shift: Shift
+    flip: bool
     width: Width
     features: Annotated[int, Field(ge=2, le=2**14)]  # a covariance of one is no matrix
 

@@ -35,6 +35,13 @@ class Energy(Strict):
 Precision = Literal["fp32", "tf32", "bf16"]
 
 
+class Trajectory(Strict):
+    """At how many moments of training, beside its start, a flow of images is looked at, and by how many images."""
+
+    moments: Count
+    images: Amount
+
+
 class Pretrain(Strict):
     steps: Positive
     batch: Amount
@@ -48,11 +55,14 @@ class Pretrain(Strict):
     precision: Precision
     validate_every: Positive
     select: Literal["last", "validation"]
+    trajectory: Trajectory
 
 
 class Alarms(Strict):
     ratio_growth: Rate
     ratio_floor: Rate
+    saturated: Positive
+    when_saturated: Literal["warn", "stop"]
     round_trip: Rate
     log_scale: Rate
 
@@ -84,6 +94,7 @@ class Joint(Strict):
     ema: Share
     precision: Precision
     log_every: Positive
+    trajectory: Trajectory
     alarms: Alarms
 
     @property

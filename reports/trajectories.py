@@ -1,0 +1,88 @@
+"""Figures of what a Fréchet distance saw: its rise with distortions, and its course while Glow trains."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from pipeline.catalogue import ARMS
+from pipeline.files import read_arrays
+from reports.blocks import Figure
+from reports.figures import PALETTE, PICTURES, WIDTH, legend, save, tiled
+from reports.scores import Reason, Results
+from reports.words import NOTES, called
+
+COLUMNS = 8  # samples of each moment that are shown
+
+
+def trajectory(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
+    """Fréchet distance against bits/dim while Glow trains: a line for each arm and seed, a dot for each moment."""
+    name, title = f"trajectory-{experiment}", f"Distance against likelihood while Glow trains, {called(experiment)}"
+    found = results.found("trajectory", experiment, ".npz")
+    if not found:
+        return Figure(name, title, "", why(experiment, "joint", "trajectory"))
+    rows, samples = [], 0
+    for (seed, arm), path in found.items():
+        content = read_arrays(path, ("updates", "bits_per_dim", "distance", "samples"))
+        samples = int(content["samples"])
+        each = zip(*(content[key] for key in ("updates", "bits_per_dim", "distance")), strict=True)
+        rows += [{"arm": arm, "seed": seed, "updates": int(u), "bits_per_dim": float(b), "distance": float(d)}
+                 for u, b, d in each]
+    data = pd.DataFrame(rows)
+    canvas, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2))
+    for ax, arms, panel in ((axes[0], ["mle"], "maximum likelihood, from its start"),
+                            (axes[1], [arm for arm in ARMS if arm != "mle"], "from there on")):
+        for arm in [arm for arm in arms if arm in set(data["arm"])]:
+            for i, (_, run) in enumerate(data[data["arm"] == arm].groupby("seed")):
+                if arm == "mle":  # untrained, a flow is off any scale
+                    run = run[run["updates"] > 0]
+                known = ARMS[arm]
+                ax.plot(run["bits_per_dim"], run["distance"], color=PALETTE[known.colour], marker="o", markersize=3,
+                        linestyle=(0, known.dash) if known.dash else "-", label=known.words if i == 0 else None)
+                ax.plot(run["bits_per_dim"].iloc[-1], run["distance"].iloc[-1], "s", color=PALETTE[known.colour])
+        ax.set(title=panel, xlabel="bits/dim")
+    axes[0].set_ylabel(f"Fréchet distance of {samples} samples")
+    legend(canvas, axes)
+    save(canvas, out, name, data, results.profile)
+    return Figure(name, title, NOTES["trajectory"])
+
+
+def moments(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
+    """The same noise decoded at each moment of training, a row for each moment."""
+    name, title = f"moments-{experiment}", f"The same noise, while Glow trains, {called(experiment)}"
+    found = results.found("trajectory", experiment, ".npz")
+    if not found:
+        return Figure(name, title, "", why(experiment, "joint", "trajectory"))
+    seed = min(seed for seed, _ in found if seed is not None)
+    shown = {arm: read_arrays(found[seed, arm], ("updates", "images", "levels")) for arm in ARMS if (seed, arm) in found}
+    canvas, axes = plt.subplots(1, len(shown), figsize=(WIDTH, 7.2 / len(shown) + 0.5), squeeze=False, **PICTURES)
+    for ax, (arm, content) in zip(axes[0], shown.items(), strict=True):
+        images = content["images"][:, :COLUMNS]
+        ax.imshow(tiled(images.reshape(-1, *images.shape[2:]), COLUMNS, int(content["levels"])), cmap="gray", vmin=0, vmax=1)
+        ax.set_title(ARMS[arm].words)
+        side = images.shape[2] + 1
+        ax.set_yticks([side * (i + 0.5) for i in range(len(images))], [str(int(u)) for u in content["updates"]], fontsize=6)
+    axes[0][0].set_ylabel("update")
+    save(canvas, out, name, None, results.profile)
+    return Figure(name, title, f"Seed {seed}, the first {COLUMNS} samples, averaged weights; none was chosen.")
+
+
+def distortions(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
+    """The rise of the Fréchet distance with each distortion of real images."""
+    name, title = f"distortions-{experiment}", f"What the Fréchet distance sees, {called(experiment)}"
+    paths = results.found("classifier", experiment, ".csv")
+    if not paths:
+        return Figure(name, title, "", why(experiment, "", "classifier"))
+    data = pd.read_csv(next(iter(paths.values())))
+    kinds = list(data["distortion"].unique())
+    canvas, axes = plt.subplots(1, len(kinds), figsize=(WIDTH, 1.9))
+    for ax, kind in zip(np.atleast_1d(axes), kinds, strict=True):
+        run = data[data["distortion"] == kind]
+        ax.plot(run["strength"], run["distance"], marker="o", markersize=3, color=PALETTE[0])
+        falls = not run["distance"].is_monotonic_increasing
+        ax.set(title=kind + (", not ordered" if falls else ""), ylim=(0, None))
+    axes[0].set_ylabel("distance")
+    canvas.tight_layout()
+    save(canvas, out, name, data, results.profile)
+    return Figure(name, title, NOTES["distortions"])
