@@ -43,12 +43,14 @@ class Classifier(nn.Module):
             nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         )
         self.head = nn.Linear(features, classes)
-        self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+        # A quarter faster on a CPU; of fewer than 8 channels oneDNN's strided 1x1 convolution breaks the heap (torch 2.13)
+        self.layout = torch.channels_last if width >= 8 else torch.contiguous_format
+        self.to(memory_format=self.layout)
 
     def features(self, images: Tensor) -> Tensor:
         """Features [B, F] of uint8 images [B, C, H, W]."""
         x = (images + 0.5) / self.levels - 0.5
-        return self.body(x.to(memory_format=torch.channels_last))
+        return self.body(x.to(memory_format=self.layout))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))

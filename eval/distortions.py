@@ -19,7 +19,7 @@ from torch import Tensor
 from eval.frechet import frechet, moments
 
 Distort = Callable[[np.ndarray, float], np.ndarray]  # images in [0, 1], [N, H, W, C], and how much
-MOST = 10_000  # images of a half
+MOST = 3_000  # images of a half
 BATCH = 500
 
 

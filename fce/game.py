@@ -50,9 +50,10 @@ class Game:
         # a Gaussian is itself a product of matrices, and no coupling net
         self.precision: Precision = "fp32" if settings.noise == "gaussian" else settings.precision
         weights = [p for name, p in energy.learned.items() if name != "c"]
-        groups = [{"params": weights}, {"params": [energy.learned["c"]]}]
+        decay = settings.ebm_weight_decay
+        groups = [{"params": weights, "weight_decay": decay}, {"params": [energy.learned["c"]], "weight_decay": 0.0}]
         self.ebm_lrs = [settings.ebm_lr, settings.c_lr]
-        self.ebm_optimizer = make_optimizer("adam", groups, 1.0)
+        self.ebm_optimizer = make_optimizer("adamw", groups, 1.0)
         self.flow_optimizer = make_optimizer("adamax", noise.learned.values(), 1.0) if self.learns else None
         self.ebm_updates = self.flow_updates = 0
         self.ebm_clipped = torch.zeros(self.runs, dtype=torch.long, device=self.device)

@@ -53,7 +53,7 @@ class Watch:
         for name, longest in zip(self.names, self.game.longest, strict=True):
             if longest >= limit and name not in self.told:
                 what = (f"{longest} updates of the EBM in a row had nine in ten log-ratios beyond 20 nats, in {name}: "
-                        "the EBM learns the sign of an error there, and the flow nothing of its size; a warm start that "
+                        "the EBM learns the sign of an error there, the flow nothing of its size; a warm start that "
                         "ends nearer to log q, a lower flow_lr or energy: tilted may help")
                 if self.limits.when_saturated == "stop":
                     raise Diverged(what)

@@ -50,7 +50,8 @@ def real_digits() -> np.ndarray:
 def look_through(tmp_path: Path, size: int = 6, side: int = 8, levels: int = 17) -> Path:
     """A classifier with random weights."""
     build = {"channels": 1, "side": side, "levels": levels, "width": 4, "features": size}
-    content = {"kind": "classifier", "classifier": Classifier(**build).state_dict(), "build": build}
+    content = {"kind": "classifier", "classifier": Classifier(**build).state_dict(), "build": build,
+               "accuracy": {"test": 0.5}, "blind": []}
     save(tmp_path / "classifier.pt", content)
     return tmp_path / "classifier.pt"
 

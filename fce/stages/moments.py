@@ -1,5 +1,6 @@
 """How a flow's samples and likelihood move while it trains: both at a few moments, with the same chance each time."""
 
+import copy
 from typing import Any
 
 import torch
@@ -40,11 +41,14 @@ class Moments(State):
         n, data, random = self.settings.images, self.data, torch.Generator().manual_seed(self.seed)
         held = data.images["validation" if len(data.images["validation"]) else "train"][:n]
         log_q, drawn = [], []
-        with average.applied(), torch.no_grad():
+        model = copy.deepcopy(flow.first)  # the flow's own weights must not change: a game keeps a pass through them
+        model.load_state_dict(flow.split(average.state)[0])
+        model.requires_grad_(False)
+        with torch.no_grad():
             for images in held.split(BATCH):
-                log_q.append(flow.first.log_prob(dequantize(images, data.levels, random)).double())
-            for batch in torch.full((n,), 0).split(BATCH):
-                x = flow.first.sample(len(batch), generator=random)
+                log_q.append(model.log_prob(dequantize(images, data.levels, random)).double())
+            for size in (min(BATCH, n - start) for start in range(0, n, BATCH)):
+                x = model.sample(size, generator=random)
                 drawn.append(torch.from_numpy(to_images(quantize(x.nan_to_num(), data.levels), data.side)))
         self.updates.append(update)
         self.bits_per_dim.append(data.loss(torch.cat(log_q).mean().item()))

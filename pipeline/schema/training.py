@@ -83,6 +83,7 @@ class Joint(Strict):
     flow_per_round: Positive
     accuracy_decay: Share
     ebm_lr: Rate
+    ebm_weight_decay: Share
     c_lr: Rate
     flow_lr: Rate
     flow_warmup: Count
