@@ -17,6 +17,8 @@ from pipeline.catalogue import ARMS
 from pipeline.files import read_arrays, write_bytes
 from pipeline.track import read_record
 
+GAME = {"accuracy": (("accuracy_data", "accuracy_gen"), "accuracy"), "V": (("value",), "V"),
+        "log-ratios": (("r_data_mean", "r_gen_mean"), "nats")}
 SIDE = 10  # images along a side of the grid
 STYLE = ("body{margin:0 auto;max-width:66rem;padding:2rem;font:16px/1.5 system-ui,sans-serif}table{border-collapse:"
          "collapse;font-size:.85rem}td,th{text-align:left;padding:.3rem .8rem;border-bottom:1px solid #ddd}"
@@ -49,8 +51,7 @@ def draw_curves(folder: Path) -> None:
     """Of records, which also a stage has that is not done."""
     panels = {"pretrain": ("pretrain.run.jsonl", ("train", "validation"), "bits/dim"),
               **{f"{arm}, {what}": (f"{arm}/joint.run.jsonl", columns, unit) for arm in PLAYED
-                 for what, columns, unit in (("accuracy", ("accuracy_data", "accuracy_gen"), "accuracy"),
-                                             ("V", ("value",), "V"), ("log-ratios", ("r_data_mean", "r_gen_mean"), "nats"))}}
+                 for what, (columns, unit) in GAME.items()}}
     drawn = {name: curve(HOME / "seed-0" / file) for name, (file, _, _) in panels.items()}
     drawn = {name: frame for name, frame in drawn.items() if len(frame)}
     if not drawn:

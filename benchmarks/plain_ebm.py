@@ -21,7 +21,7 @@ from fce.flow.start import open_flow
 from pipeline import stage
 from pipeline.catalogue import ROOT
 from pipeline.checkpoint import load
-from pipeline.files import read_arrays, write_bytes, write_csv, write_json
+from pipeline.files import read_arrays, write_csv, write_json
 from pipeline.params import Params, merge, read, resolve
 from pipeline.progress import log, open_door
 from pipeline.provenance import environment
@@ -36,7 +36,8 @@ BASE: dict[str, Any] = {  # of the profile small: a Glow for minutes
 }
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # name: what it changes, in words and of `joint:` (or `energy:`)
     "as-paper": ("the paper's literal setting: no warm start", {"joint": {"warm_start": 0}}),
-    "as-paper-long": ("the same, ten times as long", {"joint": {"warm_start": 0, "ebm_updates": 1500, "log_every": 50}}),
+    "as-paper-long": ("the same, ten times as long",
+                      {"joint": {"warm_start": 0, "ebm_updates": 1500, "log_every": 50}}),
     "warm": ("a warm start of 500 updates (ours)", {}),
     "warmer": ("a warm start of 2,000 updates, twice the rate", {"joint": {"warm_start": 2000, "warm_lr": 2.0e-3}}),
     "wide": ("f twice as wide, warm start", {"energy": {"widths": [128, 256, 512]}}),
@@ -106,13 +107,13 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
     last, late = curve.iloc[-1], curve.iloc[len(curve) * 3 // 4 :]
     changed = {score.name: score.value for score in read_scores(folder / "trajectory.json").scores}
     moments = read_arrays(folder / "trajectory.npz", ("distance", "bits_per_dim"))
-    return {"setting": name, "what": SETTINGS[name][0], "ebm_updates": int(last["ebm_updates"]),
-            "flow_updates": int(last["flow_updates"]), "flow_lr": flow_rate(folder), "first_median_ratio": curve["r_abs"].iloc[0],
-            "mean_value": last["mean_value"], "late_value": late["value"].mean(), "mean_saturated": last["mean_saturated"],
-            "longest_saturated": int(last["longest_saturated"]), "accuracy_data": last["mean_accuracy_data"],
-            "accuracy_gen": last["mean_accuracy_gen"], "fd_start": moments["distance"][0],
-            "fd_change": changed["frechet_distance_change"], "bits_start": moments["bits_per_dim"][0],
-            "bits_change": changed["bits_per_dim_change"], "cpu_seconds": last["seconds"]}
+    whole = {key: int(last[key]) for key in ("ebm_updates", "flow_updates", "longest_saturated")}
+    means = {key: last[f"mean_{key}"] for key in ("value", "saturated", "accuracy_data", "accuracy_gen")}
+    return {"setting": name, "what": SETTINGS[name][0], **whole, **means, "flow_lr": flow_rate(folder),
+            "first_median_ratio": curve["r_abs"].iloc[0], "late_value": late["value"].mean(),
+            "fd_start": moments["distance"][0], "fd_change": changed["frechet_distance_change"],
+            "bits_start": moments["bits_per_dim"][0], "bits_change": changed["bits_per_dim_change"],
+            "cpu_seconds": last["seconds"]}
 
 
 def flow_rate(folder: Path) -> float:
@@ -128,7 +129,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
         axes[0, 0].plot(x, curve["saturated"], **look)
         axes[0, 1].plot(x, -curve["value"], **look)
         axes[1, 0].plot(x, (curve["accuracy_data"] + curve["accuracy_gen"]) / 2, **look)
-        axes[1, 1].scatter(-row["mean_value"], row["fd_change"], **look)
+        axes[1, 1].scatter(-row["value"], row["fd_change"], **look)
     axes[0, 0].set(title="log-ratios beyond 20 nats", ylim=(-0.03, 1.03))
     axes[0, 1].set(title="−V (1.386 where p = q)", yscale="log")
     axes[1, 0].set(title="accuracy", xlabel="share of the run", ylim=(0, 1))
@@ -166,7 +167,6 @@ def main() -> None:
         write_csv(given.out / "saturation.csv", rows)
         draw(rows, given.out)
     write_json(given.out / "provenance.json", {**environment(), "base": BASE, "seed": SEED})
-    write_bytes(given.out / "settings.txt", "\n".join(f"{name}: {what}" for name, (what, _) in SETTINGS.items()).encode())
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Classifier(nn.Module):
             nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         )
         self.head = nn.Linear(features, classes)
-        # A quarter faster on a CPU; of fewer than 8 channels oneDNN's strided 1x1 convolution breaks the heap (torch 2.13)
+        # a quarter faster on a CPU; but of fewer than 8 channels oneDNN's strided 1x1 convolution breaks the heap there
         self.layout = torch.channels_last if width >= 8 else torch.contiguous_format
         self.to(memory_format=self.layout)
 

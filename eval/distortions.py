@@ -47,7 +47,7 @@ def compressed(x: np.ndarray, loss: float) -> np.ndarray:
 
 
 DISTORTIONS: dict[str, tuple[str, Distort, tuple[float, ...]]] = {  # name: what its strength is, and five of it
-    "blur": ("standard deviation, pixels", blurred, (0.3, 0.5, 0.75, 1.0, 1.5)),
+    "blur": ("standard deviation, pixels", blurred, (0.5, 0.75, 1.0, 1.5, 2.0)),
     "noise": ("standard deviation, share of the range", noisy, (0.02, 0.05, 0.1, 0.2, 0.4)),
     "contrast": ("share lost", paler, (0.1, 0.25, 0.5, 0.7, 0.9)),
     "jpeg": ("100 − quality", compressed, (10, 30, 50, 75, 90)),

@@ -55,14 +55,16 @@ def moments(results: Results, experiment: str, out: Path, why: Reason) -> Figure
     if not found:
         return Figure(name, title, "", why(experiment, "joint", "trajectory"))
     seed = min(seed for seed, _ in found if seed is not None)
-    shown = {arm: read_arrays(found[seed, arm], ("updates", "images", "levels")) for arm in ARMS if (seed, arm) in found}
+    paths = {arm: found[seed, arm] for arm in ARMS if (seed, arm) in found}
+    shown = {arm: read_arrays(path, ("updates", "images", "levels")) for arm, path in paths.items()}
     canvas, axes = plt.subplots(1, len(shown), figsize=(WIDTH, 7.2 / len(shown) + 0.5), squeeze=False, **PICTURES)
     for ax, (arm, content) in zip(axes[0], shown.items(), strict=True):
         images = content["images"][:, :COLUMNS]
-        ax.imshow(tiled(images.reshape(-1, *images.shape[2:]), COLUMNS, int(content["levels"])), cmap="gray", vmin=0, vmax=1)
+        picture = tiled(images.reshape(-1, *images.shape[2:]), COLUMNS, int(content["levels"]))
+        ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
         ax.set_title(ARMS[arm].words)
-        side = images.shape[2] + 1
-        ax.set_yticks([side * (i + 0.5) for i in range(len(images))], [str(int(u)) for u in content["updates"]], fontsize=6)
+        places = [(images.shape[2] + 1) * (i + 0.5) for i in range(len(images))]
+        ax.set_yticks(places, [str(int(update)) for update in content["updates"]], fontsize=6)
     axes[0][0].set_ylabel("update")
     save(canvas, out, name, None, results.profile)
     return Figure(name, title, f"Seed {seed}, the first {COLUMNS} samples, averaged weights; none was chosen.")

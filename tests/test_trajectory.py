@@ -1,6 +1,7 @@
 """What is looked at while a flow trains, what a Fréchet distance sees, and a game whose log-ratios are saturated."""
 
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from tiny import flags, run_stage, write_slices
 
 from eval import distortions
 from eval.score import read_scores
+from fce.data.batches import Images
 from fce.flow.glow import Glow
 from fce.game import Diverged
 from fce.optim import Average
@@ -20,7 +22,6 @@ from pipeline.checkpoint import load
 from pipeline.files import read_arrays
 from pipeline.job import Job
 from pipeline.schema.training import Trajectory
-from fce.data.batches import Images
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +113,9 @@ def test_a_distance_of_plain_pixels_rises_with_every_distortion_and_one_that_see
 class Saturated:
     """A game of two runs, of which the second is saturated."""
 
-    learns, longest = False, [3, 600]
-    last = {"saturated": [0.0, 1.0], "r_abs": [1.0, 1.0]}
+    learns = False
+    longest: ClassVar = [3, 600]
+    last: ClassVar = {"saturated": [0.0, 1.0], "r_abs": [1.0, 1.0]}
 
 
 @pytest.mark.parametrize("action", ["warn", "stop"])
@@ -122,7 +124,7 @@ def test_a_long_saturation_is_said_once_of_its_run_or_ends_the_game(action, capl
     watch = Watch(Saturated(), limits, ["one", "two"])
     watch.limit = torch.tensor([100.0, 100.0])
     if action == "stop":
-        with pytest.raises(Diverged, match="600 updates of the EBM in a row .* in two"):
+        with pytest.raises(Diverged, match="600 updates of the EBM in a row had"):
             watch.look()
         return
     watch.look()
