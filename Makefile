@@ -21,6 +21,10 @@ quick: install  ## ring and digits, 2 seeds, minutes on a laptop; ends with the 
 	snakemake --cores $(CORES) quick
 	@echo "The report: $(CURDIR)/build/report/quick/index.html"
 
+small: install  ## CIFAR-10 with a Glow that two cores can train, 3 seeds (hours)
+	snakemake --cores $(CORES) small
+	@echo "The report: $(CURDIR)/build/report/small/index.html"
+
 full: install  ## the full reproduction (hours; images want a GPU)
 	snakemake --cores $(CORES)
 	@echo "The report: $(CURDIR)/build/report/full/index.html"
@@ -71,5 +75,5 @@ lock: pyproject.toml  ## refresh the lock files (envs/README.md)
 clean:  ## remove what the project made, but the environment and what is published
 	rm -rf build .snakemake mlflow.db
 
-.PHONY: help install quick full test lint bench gpu readme ui pull lock clean
+.PHONY: help install quick small full test lint bench gpu readme ui pull lock clean
 .DEFAULT_GOAL := help

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks.models import Sizes, flops
 from eval.score import Score, ScoreFile
 from fce import objective
 from pipeline.catalogue import ROOT, SCORES, Caution, score, score_of
@@ -21,7 +22,7 @@ from reports import build, figures, origins, scores, tables, verdicts
 from reports.page import better, cautions
 from reports.scores import Results
 from reports.verdicts import Values
-from reports.words import PAPER, called
+from reports.words import NOTES, PAPER, called
 
 SETTINGS = load(ROOT / "params.yaml")
 TABLE1, TABLE2 = PAPER["values"]
@@ -562,6 +563,39 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
     ids = set(re.findall(r'id="([^"]*)"', html))
     seeds = set(re.findall(r'href="#([^"]*)"', html))
     assert "svhn-joint-fid-2" in seeds and seeds <= ids
+
+
+def test_the_small_profile_judges_signs_by_its_own_distance_and_no_printed_value(tmp_path):
+    for arm, value in (("mle", 20.0), ("joint", 22.0), ("tilted", 12.0), ("mle-continued", 19.0)):
+        put(tmp_path, "small", "cifar10", arm, "fid", {0: value, 1: value + 0.1, 2: value + 0.2},
+            name="frechet_distance", model="flow")
+    html = rendered(tmp_path, "small")
+    assert "Table 1" not in html.replace("Table 1, section", "").replace("beside Table 1", "") and "Paper</th>" in html
+    found = pd.read_csv(tmp_path / "report/claims.csv").set_index("Claim")["Verdict"]
+    assert found["Joint training lowers Glow's FD"] == "not reproduced"
+    assert found["Joint training of a tilted EBM lowers Glow's FD"] == "reproduced"
+    assert not any("FID" in claim or "printed" in claim for claim in found.index)
+    assert NOTES["small"][:40] in " ".join(html.split())
+    words = NOTES["small"]
+    sizes = [Sizes(32, steps=steps, width=width) for steps, width in ((32, 512), (8, 128))]
+    assert "a thirty-eighth" in words and flops(sizes[0]) / flops(sizes[1]) == pytest.approx(38, abs=0.5)
+    assert "4,000 steps of 32 images" in words and SETTINGS.experiments["small"]["cifar10"].pretrain.steps == 4000
+
+
+def test_every_row_of_an_arm_whose_log_ratios_were_saturated_is_marked(tmp_path):
+    for arm, longest in (("joint", 700.0), ("tilted", 0.0)):
+        put(tmp_path, "full", "digits", arm, "bits_per_dim", {0: 2.0, 1: 2.1}, name="bits_per_dim", model="flow")
+        for seed in (0, 1):
+            (tmp_path / f"full/digits/seed-{seed}/{arm}/joint.csv").write_text(
+                "ebm_updates,flow_updates,value,accuracy_data,accuracy_gen,longest_saturated\n"
+                f"100,100,-9,0.4,0.4,{longest}\n")
+    put(tmp_path, "full", "digits", "mle", "bits_per_dim", {0: 1.9, 1: 2.0}, name="bits_per_dim", model="flow")
+    html = rendered(tmp_path, "full")
+    rows = {name: pd.read_csv(tmp_path / f"report/digits-{name}.csv").iloc[:, 0].tolist()
+            for name in ("images", "game", "trade")}
+    assert rows["images"] == ["Glow (MLE)", "Glow (ours) †", "Glow (ours, tilted EBM)"]
+    assert rows["game"] == ["EBM (ours) †", "EBM (ours, tilted EBM)"] and rows["trade"][0] == "ours †"
+    assert html.count("the EBM learned the sign of an error") >= 3
 
 
 def test_watermark_in_quick_only(tmp_path):

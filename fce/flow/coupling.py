@@ -54,15 +54,14 @@ def gather(x: Tensor, edge: bool = False) -> Tensor:
 
 
 def collect(y: Tensor, shape: torch.Size) -> Tensor:
-    """The sum [B, H, W, C] over each pixel's neighbours of what y [B H W, 9 C] has for it."""
+    """The sum [B, H, W, C] over each pixel's neighbours of what y [B H W, 9 C] has for it; nothing beyond the walls."""
     b, h, w = shape[:3]
-    c = y.shape[1] // 9
-    padded = F.pad(y.view(b, h, w, 9 * c), (0, 0, 1, 1, 1, 1))
-    (s0, s1, s2, s3), total = padded.stride(), None
-    for i in range(9):
-        part = padded.as_strided((b, h, w, c), (s0, s1, s2, s3), i // 3 * s1 + i % 3 * s2 + i * c)
-        total = part.clone() if total is None else total.add_(part)
-    assert total is not None
+    parts = y.view(b, h, w, 9, -1)
+    total = parts[:, :, :, 4].clone()
+    for i in (0, 1, 2, 3, 5, 6, 7, 8):
+        down, right = i // 3 - 1, i % 3 - 1  # where the neighbour lies
+        inside = total[:, max(0, -down) : h - max(0, down), max(0, -right) : w - max(0, right)]
+        inside.add_(parts[:, max(0, down) : h + min(0, down), max(0, right) : w + min(0, right), i])
     return total
 
 
