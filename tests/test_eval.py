@@ -236,7 +236,7 @@ def test_all_models_of_a_seed_see_the_same_images_with_the_same_noise(tmp_path, 
 def test_training_images_are_told_apart_by_the_training_images(tmp_path, monkeypatch) -> None:
     """Training images are dark and test images bright; an EBM that is above its flow on dark ones knows the first."""
     dark, bright = np.zeros((60, 8, 8, 1), np.uint8), np.full((40, 8, 8, 1), 16, np.uint8)
-    energy = SimpleNamespace(c=torch.zeros(()), log_prob=lambda x: -x.flatten(1).sum(1))
+    energy = SimpleNamespace(log_ratio=lambda x, log_q: -x.flatten(1).sum(1) - log_q)
     flow = SimpleNamespace(log_prob=lambda x: torch.zeros(len(x)))
     job = Job("log_z", PARAMS, tmp_path, {}, data=image_data(dark, bright, 17))
     found = {score.name: score for score in log_z.told_apart(energy, flow, torch.ones(30).double(), job)}
