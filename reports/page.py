@@ -7,7 +7,7 @@ from textwrap import shorten
 
 import pandas as pd
 
-from pipeline.catalogue import ROOT, SCORES
+from pipeline.catalogue import ROOT, SCORES, score
 from pipeline.files import write_bytes
 from pipeline.params import load
 from reports import tables, verdicts
@@ -83,8 +83,8 @@ def judged_claims(results: Results, why: Reason) -> tuple[Table, list[Block]]:
     entries = claims_of(results.profile)
     frame = tables.claims_table(results.scores, entries, partial(brief, why))
     note = ("Differences are paired, seed by seed, and image by image where both numbers are of the same test images; "
-            f"accuracies draw by draw of labels too, which their intervals contain. {SEEDS}{alone(frame)}")
-    claims = Table("claims", "The paper's claims", frame, note)
+            f"accuracies draw by draw of labels too, which their intervals contain. {SEEDS}")
+    claims = Table("claims", "The paper's claims", frame, note + alone(frame) + marked(frame))
     decided = [*entries, *(PAPER["values"] if results.profile == "full" else [])]
     criteria = Table("criteria", "How each verdict is decided", tables.criteria_table(decided), folded=True)
     return claims, [*([] if results.profile == "full" else [counted([claims])]), claims, criteria]
@@ -112,13 +112,20 @@ def by_chance(claims: Table) -> str:
 def paper_table(entry: dict[str, str], frame: pd.DataFrame, note: str = "") -> Table:
     """A table of the paper's, under its number."""
     name, title = entry["where"].lower().replace(" ", ""), f"{entry['where']}. {entry['title']}"
-    return Table(name, title, frame, note + alone(frame))
+    return Table(name, title, frame, note + alone(frame) + marked(frame))
 
 
 def alone(frame: pd.DataFrame) -> str:
     """What to say below a table that has the interval of a seed alone."""
     marked = any(verdicts.ALONE in plain(cell) for cell in frame.to_numpy().flat)
     return f" {NOTES['alone']}" if marked else ""
+
+
+def marked(frame: pd.DataFrame) -> str:
+    """What to say below a table of judged numbers where an arm's log-ratios were saturated."""
+    known = score("longest_saturated").caution
+    found = known and any(CAUTION in plain(cell) for cell in frame.to_numpy().flat)
+    return f" {CAUTION} An arm is of this kind: {known.words}." if known and found else ""
 
 
 def better(frame: pd.DataFrame) -> str:

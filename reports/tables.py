@@ -33,7 +33,8 @@ def printed_table(scores: pd.DataFrame, table: dict[str, Any], why: Reason) -> p
         values = by_seed(scores, **{key: entry[key] for key in ("experiment", "arm", "measure", "name", "model")})
         place = (entry["experiment"], entry["arm"], entry["measure"])
         verdict = value_verdict(values, entry["paper"], entry["tolerance"])
-        rows.append({"Data": entry["row"], "Model": entry["column"], "Paper": f"{entry['paper']:.2f}",
+        mark = f" {CAUTION}" * (entry["arm"] in saturated(scores, entry["experiment"]))
+        rows.append({"Data": entry["row"], "Model": entry["column"] + mark, "Paper": f"{entry['paper']:.2f}",
                      "Ours": estimate(values), "Seeds": links(values.at.index, *place),
                      **conclusion(verdict, entry, entry["experiment"], why(*place))})
     return pd.DataFrame(rows)
@@ -57,7 +58,8 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
         if bound and len(by_ais := by_seed(scores, **(sides[0] | {"name": "bits_per_dim_ais"})) - others[0]):
             ended["Note"] = f"the certificate's difference; by AIS {estimate(by_ais)}"
         holds = int(((low < difference.means) & (difference.means < high)).sum())
-        rows.append({"Claim": claim["claim"], "Data": called(experiment), "Difference": estimate(difference),
+        mark = f" {CAUTION}" * (not saturated(scores, experiment).isdisjoint(side["arm"] for side in sides))
+        rows.append({"Claim": claim["claim"] + mark, "Data": called(experiment), "Difference": estimate(difference),
                      "Holds in": f"{holds} of {len(difference)}",
                      "Seeds": links(difference.at.index, experiment, arm, claim["measure"]), **ended})
     rows.sort(key=lambda row: row["Verdict"] == "not run")  # what has a verdict comes first

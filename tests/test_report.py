@@ -596,6 +596,8 @@ def test_every_row_of_an_arm_whose_log_ratios_were_saturated_is_marked(tmp_path)
     assert rows["images"] == ["Glow (MLE)", "Glow (ours) †", "Glow (ours, tilted EBM)"]
     assert rows["game"] == ["EBM (ours) †", "EBM (ours, tilted EBM)"] and rows["trade"][0] == "ours †"
     assert html.count("the EBM learned the sign of an error") >= 3
+    claims = set(pd.read_csv(tmp_path / "report/claims.csv")["Claim"])
+    assert {"On data, p is in general above q †", "With a tilted EBM no log-ratio saturates"} <= claims
 
 
 def test_watermark_in_quick_only(tmp_path):
