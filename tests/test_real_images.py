@@ -15,8 +15,8 @@ from pipeline.params import load
 
 FOLDER = Path(os.environ.get("FCE_DATA", ""))
 SHORT = {
-    "pretrain": {"steps": 2, "batch": 4, "validate_every": 2},
-    "joint": {"ebm_updates": 2, "batch": 2, "warm_start": 1, "head_start": 0, "log_every": 2},
+    "pretrain": {"steps": 2, "batch": 4, "validate_every": 2, "trajectory": {"moments": 1, "images": 4}},
+    "joint": {"ebm_updates": 2, "batch": 2, "head_start": 0, "log_every": 2, "trajectory": {"moments": 1, "images": 4}},
     "dcgan": {"orig": {"discriminator_lr": 1.0e-4, "generator_lr": 1.0e-4, "updates": 2}, "batch": 4},
     "classifier": {"epochs": 1, "features": 7},  # fewer than the images of a part
     "sample": {"count": 16, "batch": 8},
@@ -76,7 +76,7 @@ def test_real_images_go_through_every_stage(name: str, tmp_path: Path) -> None:
     gan = stage("dcgan", some("dcgan"), run / "seed-0/dcgan/dcgan.pt", data=data, seed=0)
     models = {"mle": flow, "dcgan": gan}
     for arm in ("joint", "tilted"):
-        joint = {**whole["arms"][arm], **SHORT["joint"]}
+        joint = {**whole["arms"][arm], **SHORT["joint"], "warm_start": 1 if arm == "joint" else 0}
         models[arm] = stage(
             "joint",
             {**some("flow", "energy", "data"), "joint": joint},
