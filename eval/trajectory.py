@@ -9,13 +9,16 @@ from eval.features import INCEPTION, extract, kept, open_look
 from eval.frechet import frechet, moments
 from eval.score import Score, write_scores
 from pipeline.checkpoint import load
+from pipeline.errors import UserError
 from pipeline.job import Job
 
 GRID = 32  # samples of each moment that are kept for figures
 
 
 def run(job: Job) -> None:
-    known = load(job.inputs["model"], lazy=True)["trajectory"]
+    known = load(job.inputs["model"], lazy=True).get("trajectory")
+    if known is None:
+        raise UserError(f"--model: {job.inputs['model']} has no trajectory: its flow stood still; give one that learned")
     images, look, parts = known["images"].numpy(), open_look(job), job.data.arrays
     train = np.concatenate([parts["train_images"], parts["validation_images"]])
     real = moments(kept(job, "train", look, train))

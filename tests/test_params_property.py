@@ -103,8 +103,9 @@ def mutations(draw: st.DrawFn) -> tuple[dict[str, Any], set[str]]:
 
 SMALL = {  # sizes that only cost time, at most; all the rest stays as it was drawn
     "flow": {"steps": 1, "width": 4},
-    "pretrain": {"steps": 2, "batch": 8, "validate_every": 2},
-    "joint": {"batch": 8, "noise_ratio": 2, "ebm_updates": 2, "warm_start": 2, "head_start": 2, "ebm_per_round": 2,
+    "pretrain": {"moments": 1, "images": 10, "steps": 2, "batch": 8, "validate_every": 2},
+    "joint": {"moments": 1, "images": 10,
+              "batch": 8, "noise_ratio": 2, "ebm_updates": 2, "warm_start": 2, "head_start": 2, "ebm_per_round": 2,
               "flow_per_round": 2, "log_every": 1},
     "density": {"plot_points": 4, "points": 40},
     "dcgan": {"latent": 4, "batch": 8, "widths": 4, "updates": 2},
