@@ -18,7 +18,7 @@ GRID = 32  # samples of each moment that are kept for figures
 def run(job: Job) -> None:
     known = load(job.inputs["model"], lazy=True).get("trajectory")
     if known is None:
-        raise UserError(f"--model: {job.inputs['model']} has no trajectory: its flow stood still; give one that learned")
+        raise UserError(f"--model: {job.inputs['model']} has no trajectory: its flow stood still")
     images, look, parts = known["images"].numpy(), open_look(job), job.data.arrays
     train = np.concatenate([parts["train_images"], parts["validation_images"]])
     real = moments(kept(job, "train", look, train))

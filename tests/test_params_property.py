@@ -152,7 +152,8 @@ def small(experiment: ToyExperiment | ImageExperiment) -> ToyExperiment | ImageE
 MAKERS = {  # of a stage's inputs
     "data": "data", "flow": "pretrain", "samples": "sample", "features": "classifier", "planted": "pretrain",
 }
-MODELS = {"trajectory": "pretrain", "density": "joint", "sample": "pretrain", "bits_per_dim": "pretrain", "log_z": "joint", "probe": "joint"}
+MODELS = {"trajectory": "pretrain",
+          "density": "joint", "sample": "pretrain", "bits_per_dim": "pretrain", "log_z": "joint", "probe": "joint"}
 STAGES = {name: stage for name, stage in catalogue.STAGES.items() if stage.sections and name != "log_z_control"}
 
 
