@@ -18,8 +18,7 @@ from fce.stages.images import OWN, own_copy
 from pipeline.catalogue import ROOT, STAGES
 from pipeline.errors import UserError
 from pipeline.files import Npz, write_json
-from pipeline.params import Params, merge, read, resolve
-from pipeline.schema.experiment import Profile, Seeds
+from pipeline.params import Params, alone, merge, read
 
 PROFILE, NAME = "gpu", "cifar10"
 HOME = Path("build", PROFILE, NAME)
@@ -58,9 +57,7 @@ def make_params(changes: dict[str, Any]) -> Params:
     kept = raw["defaults"]["images"]["arms"]
     own["arms"] = {arm: own.get("arms", {}).get(arm) or {} for arm in PLAYED}
     raw["defaults"]["images"]["arms"] = {arm: kept[arm] for arm in PLAYED}
-    profile = Profile(seeds=Seeds(toy=[0], images=[0]), experiments=[NAME], overrides={})
-    return Params(profiles={PROFILE: profile}, experiments={PROFILE: {NAME: resolve(raw | {PROFILE: {"overrides": {}}},
-                                                                                   PROFILE, NAME)}})
+    return alone(raw, PROFILE, NAME, 0, {})
 
 
 def make_plan(seconds: float, given: dict[str, Any], measured: Measured) -> Plan:

@@ -22,10 +22,9 @@ from pipeline import stage
 from pipeline.catalogue import ROOT
 from pipeline.checkpoint import load
 from pipeline.files import read_arrays, write_csv, write_json
-from pipeline.params import Params, merge, read, resolve
+from pipeline.params import Params, alone, merge, read
 from pipeline.progress import log, open_door
 from pipeline.provenance import environment
-from pipeline.schema.experiment import Profile, Seeds
 
 PROFILE, NAME, SEED = "study", "cifar10", 100
 HOME = Path("build", PROFILE, NAME)
@@ -54,9 +53,7 @@ def make_params(changes: dict[str, Any]) -> Params:
     raw["defaults"]["images"]["arms"] = {}
     raw["experiments"][NAME]["arms"] = {"joint": {}}
     small = {key: value for key, value in raw["small"]["overrides"][NAME].items() if key != "arms"}
-    raw[PROFILE] = {"overrides": {NAME: merge(small, BASE, changes)}}
-    profile = Profile(seeds=Seeds(toy=[SEED], images=[SEED]), experiments=[NAME], overrides={})
-    return Params(profiles={PROFILE: profile}, experiments={PROFILE: {NAME: resolve(raw, PROFILE, NAME)}})
+    return alone(raw, PROFILE, NAME, SEED, merge(small, BASE, changes))
 
 
 def run(name: str, params: Path, out: Path, **inputs: Path) -> None:

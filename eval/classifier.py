@@ -71,12 +71,13 @@ def run(job: Job) -> None:
     model = Classifier(**build).to(job.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
     random, batch = data.generator(job.seed_for("batches")), min(settings.batch, len(x))
-    total = settings.epochs * (len(x) // batch)
+    per_epoch = len(x) // batch
+    total = settings.epochs * per_epoch
     course = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total, pct_start=0.2)
     for step, progress in steps(total, batch):
-        if (step - 1) % (len(x) // batch) == 0:
+        if (step - 1) % per_epoch == 0:
             order = torch.randperm(len(x), generator=random, device=job.device).split(batch)
-        index = order[(step - 1) % (len(x) // batch)]
+        index = order[(step - 1) % per_epoch]
         images = shifted(x[index], settings.shift, random) if settings.shift else x[index]
         if settings.flip:
             turned = torch.rand(len(images), 1, 1, 1, generator=random, device=job.device) < 0.5

@@ -7,7 +7,6 @@ rise each time says nothing about models that differ in this way.
 import io
 import itertools
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from eval.frechet import frechet, moments
+from eval.frechet import features_of, frechet, moments
 
 Distort = Callable[[np.ndarray, float], np.ndarray]  # images in [0, 1], [N, H, W, C], and how much
 MOST = 3_000  # images of a half
@@ -46,11 +45,11 @@ def compressed(x: np.ndarray, loss: float) -> np.ndarray:
     return np.stack(found).astype(np.float32) / 255
 
 
-DISTORTIONS: dict[str, tuple[str, Distort, tuple[float, ...]]] = {  # name: what its strength is, and five of it
-    "blur": ("standard deviation, pixels", blurred, (0.5, 0.75, 1.0, 1.5, 2.0)),
-    "noise": ("standard deviation, share of the range", noisy, (0.02, 0.05, 0.1, 0.2, 0.4)),
-    "contrast": ("share lost", paler, (0.1, 0.25, 0.5, 0.7, 0.9)),
-    "jpeg": ("100 − quality", compressed, (10, 30, 50, 75, 90)),
+DISTORTIONS: dict[str, tuple[Distort, tuple[float, ...]]] = {  # with five strengths
+    "blur": (blurred, (0.5, 0.75, 1.0, 1.5, 2.0)),  # standard deviation, pixels
+    "noise": (noisy, (0.02, 0.05, 0.1, 0.2, 0.4)),  # standard deviation, share of the range
+    "contrast": (paler, (0.1, 0.25, 0.5, 0.7, 0.9)),  # share lost
+    "jpeg": (compressed, (10, 30, 50, 75, 90)),  # 100 - quality
 }
 CLASSES = (0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the classes that are missing
 
@@ -65,14 +64,16 @@ def curve(look: Callable[[np.ndarray], Tensor], images: np.ndarray, labels: np.n
     """
     order = np.random.default_rng(0).permutation(len(images))[: 2 * MOST]
     first, second = np.array_split(order, 2)
-    reference = moments(seen(look, images[first]))
+    reference = moments(features_of(images[first], look, BATCH))
     plain, labels = images[second], labels[second]
-    features = seen(look, plain)
+    features = features_of(plain, look, BATCH)
     start = frechet(features, reference)
     rows = []
-    for name, (_, distort, strengths) in DISTORTIONS.items():
-        moved = {strength: seen(look, distorted(plain, levels, partial(distort), strength)) for strength in strengths}
-        rows += [(name, 0.0, start), *((name, strength, frechet(each, reference)) for strength, each in moved.items())]
+    for name, (distort, strengths) in DISTORTIONS.items():
+        rows.append((name, 0.0, start))
+        for strength in strengths:
+            moved = features_of(distorted(plain, levels, distort, strength), look, BATCH)
+            rows.append((name, strength, frechet(moved, reference)))
     names = np.unique(labels)
     rows.append(("missing classes", 0.0, start))
     for share in CLASSES:
@@ -86,13 +87,6 @@ def distorted(images: np.ndarray, levels: int, distort: Distort, strength: float
     parts = [distort(part.astype(np.float32) / (levels - 1), strength)
              for part in np.array_split(images, max(1, len(images) // BATCH))]
     return (np.concatenate(parts).clip(0, 1) * (levels - 1) + 0.5).astype(np.uint8)
-
-
-@torch.no_grad()
-def seen(look: Callable[[np.ndarray], Tensor], images: np.ndarray) -> Tensor:
-    """Features [N, F], in double precision."""
-    parts = np.array_split(images, max(1, len(images) // BATCH))
-    return torch.cat([look(part).cpu().double() for part in parts])
 
 
 def not_ordered(rows: list[dict[str, Any]]) -> list[str]:

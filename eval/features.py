@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from eval.classifier import open_classifier
+from eval.frechet import features_of
 from eval.inception import is_official, open_network
 from fce.data.pixels import to_tensor
 from pipeline.checkpoint import load, save
@@ -107,12 +108,6 @@ def kept(job: Job, part: str, look: Extractor, images: np.ndarray) -> Tensor:
     return features
 
 
-@torch.no_grad()
 def extract(look: Extractor, images: np.ndarray, batch: int, device: str) -> Tensor:
-    """Features [N, F] of uint8 images [N, H, W, C]; in double precision, as TTUR takes their means."""
-    progress, found = Progress(len(images)), []
-    for start in range(0, len(images), batch):
-        x = look.prepare(images[start : start + batch]).to(device)
-        found.append(look.network(x).cpu().double())
-        progress(start + len(x))
-    return torch.cat(found)
+    """Features [N, F] of uint8 images [N, H, W, C]."""
+    return features_of(images, lambda part: look.network(look.prepare(part).to(device)), batch, Progress(len(images)))

@@ -5,7 +5,7 @@ Few samples raise a Fréchet distance, the same at every moment: these distances
 
 import numpy as np
 
-from eval.features import INCEPTION, extract, kept, open_look
+from eval.features import extract, kept, open_look
 from eval.frechet import frechet, moments
 from eval.score import Score, write_scores
 from pipeline.checkpoint import load
@@ -25,13 +25,13 @@ def run(job: Job) -> None:
     distances = [frechet(extract(look, each, job.params.fid.batch, job.device), real) for each in images]
     bits, updates = known["bits_per_dim"], known["updates"]
     what = f"at update {updates[-1]} minus at update {updates[0]}, averaged weights, the same noise at both"
-    name = "frechet_inception_distance_change" if look.names == INCEPTION else "frechet_distance_change"
+    n = images.shape[1]
     scores = [
-        Score(name=name, model="flow", value=distances[-1] - distances[0], n=images.shape[1], shared=False,
-              protocol=f"{images.shape[1]} samples {what}; against {len(train)} training images, {look.words}"),
-        Score(name="bits_per_dim_change", model="flow", value=bits[-1] - bits[0], n=images.shape[1],
-              protocol=f"{images.shape[1]} validation images (of the training images where none are) {what}"),
+        Score(name=f"{look.names.frechet}_change", model="flow", value=distances[-1] - distances[0], n=n, shared=False,
+              protocol=f"{n} samples {what}; against {len(train)} training images, {look.words}"),
+        Score(name="bits_per_dim_change", model="flow", value=bits[-1] - bits[0], n=n,
+              protocol=f"{n} validation images (of the training images where none are) {what}"),
     ]
     write_scores(job, scores, {"updates": np.array(updates), "bits_per_dim": np.array(bits),
                                "distance": np.array(distances), "images": images[:, :GRID],
-                               "levels": np.array(job.data.levels), "samples": np.array(images.shape[1])})
+                               "levels": np.array(job.data.levels), "samples": np.array(n)})

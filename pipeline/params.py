@@ -17,7 +17,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline.catalogue import ARMS, FEATURES, MODEL, NEXT_FLOW, PLACES, STAGES
 from pipeline.mistakes import ParamsError, check, require_keys, suggestion
 from pipeline.schema.data import SOURCES, TOY_SOURCES
-from pipeline.schema.experiment import KINDS, SECTIONS, Experiment, Profile, Sections, ToyExperiment
+from pipeline.schema.experiment import KINDS, SECTIONS, Experiment, Profile, Sections, Seeds, ToyExperiment
 from pipeline.schema.kinds import Strict
 
 PROFILES = ("full", "small", "quick")
@@ -180,6 +180,13 @@ def resolved(raw: Any, where: str) -> Params:
         if not any(name in group for group in experiments.values()):
             resolve(raw, "full", name)
     return Params(profiles=profiles, experiments=experiments)
+
+
+def alone(raw: dict[str, Any], profile: str, experiment: str, seed: int, overrides: dict[str, Any]) -> Params:
+    """A profile of its own with one experiment and one seed, e.g. of a benchmark, from params.yaml's plain content."""
+    own = Profile(seeds=Seeds(toy=[seed], images=[seed]), experiments=[experiment], overrides={experiment: overrides})
+    resolved_one = resolve(raw | {profile: {"overrides": {experiment: overrides}}}, profile, experiment)
+    return Params(profiles={profile: own}, experiments={profile: {experiment: resolved_one}})
 
 
 def kind_of(own: Any) -> str:

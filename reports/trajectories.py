@@ -82,7 +82,7 @@ def distortions(results: Results, experiment: str, out: Path, why: Reason) -> Fi
     for ax, kind in zip(np.atleast_1d(axes), kinds, strict=True):
         run = data[data["distortion"] == kind]
         ax.plot(run["strength"], run["distance"], marker="o", markersize=3, color=PALETTE[0])
-        falls = not run["distance"].is_monotonic_increasing
+        falls = (run["distance"].diff() <= 0).any()  # as the classifier's stage says of it
         ax.set(title=kind + (", not ordered" if falls else ""), ylim=(0, None))
     axes[0].set_ylabel("distance")
     canvas.tight_layout()

@@ -13,6 +13,7 @@ from eval.score import read_scores
 from fce.data.batches import Images
 from fce.flow.glow import Glow
 from fce.game import Diverged
+from fce.models import open_players
 from fce.optim import Average
 from fce.stack import Stack
 from fce.stages import images
@@ -45,8 +46,6 @@ def test_a_trajectory_starts_where_pre_training_ended_for_every_arm(place):
 
 
 def test_a_tilted_checkpoint_is_one_density_whose_c_fits_the_averaged_weights(place):
-    from fce.models import open_players
-
     checkpoint = load(place / "seed-0/tilted/joint.pt")
     energy, flow = open_players(checkpoint)
     x = torch.rand(50, 1, 8, 8) - 0.5
