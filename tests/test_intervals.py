@@ -169,5 +169,6 @@ def test_what_is_not_finite_has_no_error_and_no_verdict(tmp_path):
 
 def test_every_stage_that_measures_test_images_declares_its_values_per_image():
     kept = {name for name, stage in STAGES.items() if stage.measures and "npz" in stage.beside}
-    assert kept == {"density", "bits_per_dim", "log_z", "probe", "supervised"}  # density's are its pictures
+    assert kept == {"density", "bits_per_dim", "log_z", "probe", "supervised", "trajectory"}
+    # density's are its pictures, trajectory's its moments
     assert STAGES["probe"].outputs == [STAGES["probe"].out, STAGES["probe"].out.replace(".json", ".npz")]

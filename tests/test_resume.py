@@ -40,7 +40,7 @@ RESUMING = [name for name, stage in STAGES.items() if stage.resumes]
 RUNS = [f"{home}/{name}" for home, names in (("ring", ("pretrain", "joint")), ("digits", RESUMING)) for name in names]
 ARMS = {  # of a run, where it is not of the arm `joint`
     "ring/joint": ["joint", "joint-from-random"],  # both starts play side by side
-    "digits/joint": ["residual", "joint"],
+    "digits/joint": ["tilted", "joint"],
     "digits/log_z_control": ["planted"],
     "digits/supervised": ["supervised"],
 }
