@@ -1,6 +1,7 @@
 # The DAG, and the only stage commands. `snakemake --cores 8` is the full profile, `snakemake --cores 2 small` CIFAR-10 at a
-# size for two cores, `snakemake --cores 2 quick` minutes. A job depends on files only: its input data, its slice of params.yaml and the code it computes with; so `dvc repro`,
-# which calls this file, and `snakemake` never disagree on what is stale. The rules come from pipeline/catalogue.toml.
+# size for two cores, `snakemake --cores 2 quick` minutes. A job depends on files only: its input data, its slice of
+# params.yaml and the code it computes with; so `dvc repro`, which calls this file, and `snakemake` never disagree on what
+# is stale. The rules come from pipeline/catalogue.toml.
 import os
 import shutil
 import sys

@@ -23,6 +23,8 @@ from pipeline.params import Params, alone, merge, read
 PROFILE, NAME = "gpu", "cifar10"
 HOME = Path("build", PROFILE, NAME)
 OVERRIDES: dict[str, Any] = {  # of params.yaml's cifar10: what fits into minutes, and needs no download
+    "pretrain": {"trajectory": {"moments": 4, "images": 1000}},
+    "joint": {"trajectory": {"moments": 4, "images": 1000}},
     "fid": {"features": "classifier", "kid": {"subsets": 20}},
     "sample": {"count": 10_000},
     "log_z": {"samples": 10_000, "temperatures": 100, "leapfrog": 3},

@@ -8,7 +8,7 @@ from textwrap import shorten
 import pandas as pd
 
 from pipeline.catalogue import ROOT, SCORES, score
-from pipeline.files import write_bytes
+from pipeline.files import Npz, write_bytes
 from pipeline.params import load
 from reports import tables, verdicts
 from reports.blocks import Block, Section, Table, Text, plain
@@ -182,11 +182,19 @@ def scope(results: Results, origins: pd.DataFrame) -> list[Block]:
     for _, name in experiments(results):
         group = origins[origins["Experiment"] == name]
         hours = verdicts.number(pd.to_numeric(group["Seconds"]).sum() / 3600)
-        rows.append({"Data": called(name, results.profile), "Seeds": listed(group["Seed"]),
-                     "Arms": listed(group["Arm"]), "Hours, all stages": hours, "Device": listed(group["Device"])})
+        rows.append({"Data": called(name, results.profile), "Images": sizes(results, name),
+                     "Seeds": listed(group["Seed"]), "Arms": listed(group["Arm"]), "Hours, all stages": hours,
+                     "Device": listed(group["Device"])})
     ran = Text(NOT_YET, "missing") if origins.empty else Table("scope", "What was run", pd.DataFrame(rows))
     over = left_over(results)
     return [ran, Text(f"left over, not shown: {over}", "missing")] if over else [ran]
+
+
+def sizes(results: Results, experiment: str) -> str:
+    """How many images each part of an experiment's data holds; nothing of 2D points."""
+    files = [Npz(path, ()) for path in results.found("data", experiment, ".npz").values()]
+    return ", ".join(f"{file.header(name)[0][0]:,} {name.removesuffix('_images')}" for file in files for name in file
+                     if name.endswith("_images"))
 
 
 def sources(origins: pd.DataFrame) -> list[Block]:
