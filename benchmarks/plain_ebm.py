@@ -18,6 +18,9 @@ import torch
 from eval.score import read_scores
 from fce.data.batches import Images
 from fce.flow.start import open_flow
+from fce.minibatch import Minibatch, flow_value
+from fce.models import open_players
+from fce.stack import Stack
 from pipeline import stage
 from pipeline.catalogue import ROOT
 from pipeline.checkpoint import load
@@ -98,7 +101,24 @@ def one_nat_rate(flow: Path, data: Path) -> float:
     return rate / moved
 
 
-def measured(name: str, folder: Path) -> dict[str, Any]:
+def gradients(checkpoint: Path, data: Path) -> dict[str, float]:
+    """Norms of the two parts of V's gradient by the flow's parameters, at the end: through the data, and the samples."""
+    energy, flow = open_players(load(checkpoint), raw=True)
+    noise, images = Stack([flow.requires_grad_()]), Images(read_arrays(data, ("train_images", "levels")), "cpu")
+    random = images.generator(SEED)
+    x, eps = images.batch(128, random)[None], torch.randn(1, 128, flow.dims, generator=random)
+    batch = Minibatch.of(noise, x, eps)
+    parts = {"data": batch._replace(x_gen=batch.x_gen.detach(), log_q_gen=batch.log_q_gen.detach()),
+             "samples": batch._replace(log_q=batch.log_q.detach())}
+    weights, norms = list(flow.parameters()), {}
+    for name, part in parts.items():
+        value, _, _ = flow_value(Stack([energy]), part)
+        found = torch.autograd.grad(value.sum(), weights, retain_graph=True, allow_unused=True)
+        norms[f"gradient_{name}"] = torch.stack([each.norm() for each in found if each is not None]).norm().item()
+    return norms
+
+
+def measured(name: str, folder: Path, data: Path) -> dict[str, Any]:
     """A row of the table: how the game went, and what became of Glow."""
     curve = pd.read_csv(folder / "joint.csv")
     last, late = curve.iloc[-1], curve.iloc[len(curve) * 3 // 4 :]
@@ -110,7 +130,7 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
             "first_median_ratio": curve["r_abs"].iloc[0], "late_value": late["value"].mean(),
             "fd_start": moments["distance"][0], "fd_change": changed["frechet_distance_change"],
             "bits_start": moments["bits_per_dim"][0], "bits_change": changed["bits_per_dim_change"],
-            "cpu_seconds": last["seconds"]}
+            **gradients(folder / "joint.pt", data), "cpu_seconds": last["seconds"]}
 
 
 def flow_rate(folder: Path) -> float:
@@ -160,7 +180,7 @@ def main() -> None:
         run("joint", slices["joint"], folder / "joint.pt", data=given.data, flow=flow)
         run("trajectory", slices["trajectory"], folder / "trajectory.json", data=given.data, model=folder / "joint.pt",
             features=given.classifier)
-        rows.append(measured(name, folder))
+        rows.append(measured(name, folder, given.data))
         write_csv(given.out / "saturation.csv", rows)
         draw(rows, given.out)
     write_json(given.out / "provenance.json", {**environment(), "base": BASE, "seed": SEED})
