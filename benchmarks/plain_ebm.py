@@ -102,7 +102,7 @@ def one_nat_rate(flow: Path, data: Path) -> float:
 
 
 def gradients(checkpoint: Path, data: Path) -> dict[str, float]:
-    """Norms of the two parts of V's gradient by the flow's parameters, at the end: through the data, and the samples."""
+    """Norms of both parts of V's gradient by the flow's parameters, at the end: through the data, and the samples."""
     energy, flow = open_players(load(checkpoint), raw=True)
     noise, images = Stack([flow.requires_grad_()]), Images(read_arrays(data, ("train_images", "levels")), "cpu")
     random = images.generator(SEED)

@@ -1,6 +1,6 @@
 """Accuracy of a net trained end to end on the labelled images alone (Figure 4).
 
-The EBM's network (Table 4) with ten classes. The paper says nothing of its training, and a net without tuning loses
+The EBM's network (Table 4) with a logit a class. The paper says nothing of its training, and a net without tuning loses
 where labels are few: so learning rate, weight decay and the moment to stop are chosen for each draw of labels, on the
 same validation labels as the linear classifiers' penalty.
 """
@@ -28,12 +28,12 @@ from pipeline.schema.training import Energy
 
 
 class Supervised(nn.Module):
-    """Logits [B, 10] of images [B, C, H, W] in model coordinates: the EBM's hidden layers and a linear map."""
+    """Logits [B, classes] of images [B, C, H, W] in model coordinates: the EBM's hidden layers and a linear map."""
 
-    def __init__(self, shape: tuple[int, ...], energy: Energy):
+    def __init__(self, shape: tuple[int, ...], energy: Energy, classes: int = 10):
         super().__init__()
         self.ebm = make_energy(shape, **energy.model_dump())
-        self.ebm.head = nn.Linear(self.ebm.features(torch.zeros(1, *shape)).shape[1], 10)
+        self.ebm.head = nn.Linear(self.ebm.features(torch.zeros(1, *shape)).shape[1], classes)
         del self.ebm.c
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,8 +75,8 @@ def run(job: Job) -> None:
         log.info("%d labels: %s", count, "; ".join(f"lr {c.lr:g}, decay {c.weight_decay:g}, {c.update} updates, "
                                                    f"validation {c.validation:.4f}" for c in chosen))
         protocol = (
-            "the EBM's network with ten classes, trained on the labelled images, test part; learning rate, decay and "
-            f"number of updates chosen on {len(data.labels['validation'])} validation labels"
+            "the EBM's network with a logit a class, trained on the labelled images, test part; learning rate, decay "
+            f"and number of updates chosen on {len(data.labels['validation'])} validation labels"
         )
         right = torch.stack([choice.test for choice in chosen])
         scores.append(accuracy_score("accuracy", "network", right, protocol, count))
@@ -93,7 +93,7 @@ def tune(data: Images, index: np.ndarray, params: Sections, seed: int, pause: Ca
     settings, best = params.supervised, Choice(0.0, 0.0, 0, -1.0, torch.empty(0))
     for lr, weight_decay in itertools.product(settings.lr, settings.weight_decay):
         torch.manual_seed(seed)  # every setting from the same start
-        net = Supervised(data.shape, params.energy).to(data.device)
+        net = Supervised(data.shape, params.energy, int(data.labels["train"].max()) + 1).to(data.device)
         optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
         for update in train(net, optimizer, data, index, settings):
             held = correct(net, data, "validation").double().mean().item()

@@ -19,6 +19,8 @@ from tiny import ROOT, TINY, flags, read_yaml, run_stage, write_all, write_yaml
 from pipeline.params import merge
 from reports import build
 
+PARTS = {"train": 1257, "validation": 140, "test": 400}  # images of the quick profile's digits
+
 
 def run(root: Path, experiment: str, stage: str, *more: str, **changes: Any) -> int:
     """A stage as a user runs it, in this process; paths lie below build/quick/<experiment>/."""
@@ -186,9 +188,14 @@ DATA = {  # name: experiment, stage, what --data is, what the message says
         "digits",
         "supervised",
         arrays("data.npz", test_labels=np.full(400, 10)),
-        "integers from 0 to 9",
+        "test_labels: 10, but the training images' labels end at 9",
     ),
-    "one class": ("digits", "probe", arrays("data.npz", train_labels=np.zeros(1257, int)), "all of one class"),
+    "one class": (
+        "digits",
+        "probe",
+        arrays("data.npz", **{f"{part}_labels": np.zeros(n, int) for part, n in PARTS.items()}),
+        "all of one class",
+    ),
     "pickled": (
         "digits",
         "pretrain",

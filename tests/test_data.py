@@ -1,7 +1,10 @@
 """Toy densities are exact, images survive dequantisation, and every bad file is refused with its name."""
 
 import hashlib
+import io
+import logging
 import math
+import re
 from urllib.error import URLError
 
 import numpy as np
@@ -12,6 +15,7 @@ from sklearn.datasets import load_digits
 from fce.data import pixels, toy
 from fce.data.batches import Images
 from fce.stages import images
+from pipeline import fetch
 from pipeline.errors import UserError
 from pipeline.params import load
 from pipeline.schema.data import Npz, Official
@@ -171,16 +175,23 @@ def test_a_good_npz_is_cut_into_three_parts(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"train_images": GOOD["train_images"] / 255}, "train_images: dtype float64"),
+        ({"train_images": GOOD["train_images"] / 255}, r"dtype float64.*0\.\.1: save \(images \* 255\)\.round"),
+        ({"train_images": GOOD["train_images"] / 127.5 - 1}, r"-1\.\.1: save \(\(images \+ 1\) \* 127\.5\)\.round"),
+        ({"train_images": GOOD["train_images"] * np.uint16(257)}, r"0\.\.65535: save \(images / 65535 \* 255\)\.round"),
+        ({"train_images": GOOD["train_images"] * np.int64(16)}, r"0\.\.4080: save \(images / 4095 \* 255\)\.round"),
+        ({"train_images": GOOD["train_images"].astype(int)}, r"0\.\.255: save images\.astype\('uint8'\)"),
+        ({"train_images": GOOD["train_images"] * np.nan}, "not finite"),
         ({"test_images": GOOD["test_images"][..., 0]}, "test_images: shape"),
         ({"train_images": GOOD["train_images"][:, :, :7]}, "train_images: shape"),
-        ({"train_images": GOOD["train_images"].transpose(0, 3, 1, 2)}, "train_images: shape"),
+        ({"train_images": GOOD["train_images"].transpose(0, 3, 1, 2)}, r"train_images: shape.*transpose\(0, 2, 3, 1\)"),
+        ({"train_images": GOOD["train_images"][..., [0, 1, 2, 2]]}, r"train_images: shape.*\[\.\.\., :3\]"),
         ({"test_images": np.zeros((4, 16, 16, 3), np.uint8)}, "test_images"),  # not the training images' shape
-        ({"train_labels": np.arange(8) + 3}, "train_labels"),  # holds label 10
+        ({"train_labels": np.arange(8) + 10_000}, "train_labels.*numpy.unique"),
+        ({"train_labels": GOOD["train_labels"][:, None]}, r"train_labels.*labels\.ravel\(\)"),
         ({"test_labels": np.arange(4) - 1}, "test_labels"),
         ({"test_labels": np.arange(4) / 2}, "test_labels"),
         ({"test_labels": np.arange(3)}, "4 images and 3 labels"),
-        ({"train_labels": np.eye(8, 10, dtype=int)}, "train_labels"),  # one-hot
+        ({"train_labels": np.eye(8, 10, dtype=int)}, r"train_labels.*labels\.argmax\(1\)"),
         ({"test_labels": np.array(3)}, "test_labels"),
         ({f"test_{what}": GOOD[f"test_{what}"][:0] for what in ("images", "labels")}, "test_images: 0 images"),
         ({"train_labels": np.array([{}] * 8, dtype=object)}, "own.npz"),
@@ -229,6 +240,23 @@ def test_a_missing_array_and_a_bare_array_are_refused_by_name(tmp_path, monkeypa
         images.load(SECTION.model_copy(update={"file": "bare.npy"}))
 
 
+@pytest.mark.parametrize(
+    ("images_", "says"),
+    [
+        (np.full((8, 8, 8, 3), 7, np.uint8), "all are equal"),
+        (GOOD["train_images"] // 128, r"only the levels \[0, 1\]"),
+        (GOOD["train_images"] // 16, "no level above 15"),
+        (GOOD["train_images"][..., :1].repeat(3, 3), "three channels are alike"),
+        (GOOD["train_images"], None),
+    ],
+)
+def test_images_that_were_hardly_meant_are_warned_of(tmp_path, monkeypatch, caplog, images_, says):
+    monkeypatch.setattr(logging.getLogger("fce"), "propagate", True)
+    load_own(tmp_path, monkeypatch, GOOD | {"train_images": images_})
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (says is not None) and all(re.search(says, each) for each in said)
+
+
 def no_network(*_, **__):
     raise URLError("no route to host")
 
@@ -265,6 +293,54 @@ def test_a_broken_download_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"gz has a wrong checksum; get it from https"):
         images.load(Official(source="cifar10", validation=5000, split_seed=0))
     assert [path for path in (tmp_path / "build").rglob("*") if path.is_file()] == []
+
+
+class Response(io.BytesIO):
+    """What a server that breaks off sends: a part of `content`, from where it was asked to begin."""
+
+    url = "https://nowhere"
+
+    def __init__(self, content, request, sends):
+        start = int((request.get_header("Range") or "bytes=0-")[6:-1])
+        super().__init__(content[start : start + sends])
+        self.status, self.length = (206 if start else 200), max(0, len(content) - start - sends)
+
+
+def test_a_download_that_breaks_off_goes_on_and_ends_after_three_tries(tmp_path, monkeypatch):
+    content, asked = bytes(range(100)), []
+
+    def answer(request, timeout):
+        asked.append(request.get_header("Range"))
+        return Response(content, request, sends)
+
+    monkeypatch.setattr("pipeline.fetch.urlopen", answer)
+    sends = 40
+    fetch.download("https://nowhere", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == content and asked == [None, "bytes=40-", "bytes=80-"]
+    sends = 20
+    with pytest.raises(OSError, match="40 bytes are missing"):
+        fetch.download("https://nowhere", tmp_path / "other")
+
+
+def test_a_folder_of_ones_own_is_found_or_its_name_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FCE_DATA", "~/data")
+    with pytest.raises(UserError, match=r"FCE_DATA names .*data, which is no folder"):
+        fetch.own_folder()
+    (tmp_path / "data" / "deeper").mkdir(parents=True)
+    assert fetch.own_folder() == tmp_path / "data"
+    (tmp_path / "data" / "deeper" / "file").write_bytes(b"right")
+    fetch.obtain("file", "https://nowhere", tmp_path / "got", "")
+    assert (tmp_path / "got").read_bytes() == b"right"
+
+
+def test_unpacked_files_that_are_not_cifar10s_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FCE_DATA", str(tmp_path))
+    (tmp_path / images.UNPACKED).mkdir()
+    (tmp_path / images.UNPACKED / "data_batch_1").write_bytes(b"something else")
+    with pytest.raises(UserError, match=r"cifar-10-batches-py.*unpack the archive again"):
+        images.load(Official(source="cifar10", validation=5000, split_seed=0))
 
 
 def test_a_right_file_in_the_users_folder_is_taken_without_a_download(tmp_path, monkeypatch):

@@ -147,7 +147,7 @@ def test_no_call_can_run_what_it_reads(path):
 class Response(BytesIO):
     def __init__(self, url: str):
         super().__init__(b"content")
-        self.url = url
+        self.url, self.status, self.length = url, 200, 0
 
 
 def test_downloads_are_https_to_their_end(tmp_path, monkeypatch):

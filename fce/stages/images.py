@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.fetch import obtain, way
+from pipeline.fetch import obtain, own_folder, way
 from pipeline.files import Arrays, Npz, atomic, read_arrays, sha256
 from pipeline.progress import log
 from pipeline.schema.data import Digits, Official
@@ -28,6 +28,8 @@ OFFICIAL = {  # file: (address, sha256, as public code has it beside torchvision
         "cifar-10-python.tar.gz": ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
                                    "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce")},
 }
+UNPACKED = "cifar-10-batches-py"  # what CIFAR-10's archive holds; torchvision checks each file's md5
+MOST_CLASSES = 10_000  # more are no classes, but names of images
 OWN = ("train_images", "train_labels", "test_images", "test_labels")  # what a user's npz holds
 
 
@@ -44,6 +46,7 @@ def load(data: Digits | Official | OwnNpz) -> Arrays:
     else:
         arrays, levels = official(data.source), 256
     check(arrays, levels, data.source)
+    look_at(arrays, levels, data.source)
     arrays = split(arrays, data.validation, data.split_seed)
     return {**arrays, "levels": np.array(levels)}
 
@@ -67,8 +70,8 @@ def parts(**pairs: tuple[np.ndarray, np.ndarray]) -> Arrays:
 
 def own_copy(name: str) -> Path | None:
     """The npz in FCE_DATA that stands in for SVHN or CIFAR-10 where the official files are nowhere at hand."""
-    folder = Path(os.environ.get("FCE_DATA", "."))
-    there = any((place / file).exists() for file in OFFICIAL[name] for place in (folder, DOWNLOADS / name))
+    folder = own_folder()
+    there = any((place / file).exists() for file in (*OFFICIAL[name], UNPACKED) for place in (folder, DOWNLOADS / name))
     path = folder / f"{name}.npz"
     return path if path.exists() and not there else None
 
@@ -82,13 +85,20 @@ def official(name: str) -> Arrays:
 
     root = DOWNLOADS / name
     root.mkdir(parents=True, exist_ok=True)
-    for file, (address, checksum) in OFFICIAL[name].items():
-        fetch(file, address, checksum, root)
+    if name == "cifar10" and (own_folder() / UNPACKED).is_dir():
+        root = own_folder()
+    else:
+        for file, (address, checksum) in OFFICIAL[name].items():
+            fetch(file, address, checksum, root)
     if name == "svhn":
         train, test = (datasets.SVHN(str(root), split=part, download=False) for part in ("train", "test"))
         pairs = [(part.data.transpose(0, 2, 3, 1), part.labels) for part in (train, test)]
     else:
-        train, test = (datasets.CIFAR10(str(root), train=part, download=True) for part in (True, False))
+        try:
+            train, test = (datasets.CIFAR10(str(root), train=part, download=root != own_folder())
+                           for part in (True, False))
+        except RuntimeError as error:  # a file of the unpacked folder is not what it was
+            raise UserError(f"{root / UNPACKED}: {error}; remove it, or unpack the archive again") from None
         pairs = [(part.data, np.array(part.targets)) for part in (train, test)]
     return parts(train=pairs[0], test=pairs[1])
 
@@ -105,8 +115,7 @@ def fetch(file: str, address: str, checksum: str, root: Path) -> None:
 
 
 def find_npz(file: str) -> Path:
-    folder = Path(os.environ.get("FCE_DATA", "."))
-    path = Path(file) if Path(file).is_absolute() else folder / file
+    path = own_folder() / Path(file).expanduser()  # which is the file alone where that is absolute
     if not path.exists():
         raise UserError(f"{path} does not exist; data.file is looked for in the folder that FCE_DATA names "
                         f"({os.environ.get('FCE_DATA') or 'not set: here'})")
@@ -124,9 +133,9 @@ def check(arrays: Mapping[str, np.ndarray], levels: int, source: str, parts: tup
     for part in parts:
         where, (shape, dtype) = f"{source}, {part}_images", header(f"{part}_images")
         if dtype != np.uint8:
-            raise UserError(f"{where}: dtype {dtype}, but grey levels are uint8; convert with .astype('uint8')")
+            raise UserError(f"{where}: dtype {dtype}, but grey levels are uint8; {as_levels(arrays[f'{part}_images'])}")
         if len(shape) != 4 or shape[1] != shape[2] or shape[3] not in (1, 3):
-            raise UserError(f"{where}: shape {shape}, but square images [N, H, W, 1 or 3] are needed")
+            raise UserError(f"{where}: shape {shape}, but square images [N, H, W, 1 or 3] are needed{as_nhwc(shape)}")
         if shape[1:] != first[1:]:
             raise UserError(f"{where}: shape {shape}, but train_images have {first}")
         if shape[1] < 8:
@@ -137,15 +146,65 @@ def check(arrays: Mapping[str, np.ndarray], levels: int, source: str, parts: tup
             raise UserError(f"{where}: grey level {highest}, but data.levels is {levels}")
         if labelled:
             check_labels(arrays[f"{part}_labels"], shape[0], f"{source}, {part}")
+            if (label := arrays[f"{part}_labels"].max()) > (highest := arrays["train_labels"].max()):
+                raise UserError(f"{source}, {part}_labels: {label}, but the training images' labels end at {highest}")
+
+
+def as_levels(images: np.ndarray) -> str:
+    """How images of another type become uint8 without loss of what they show, by their range."""
+    if not np.issubdtype(images.dtype, np.number) or not images.size:
+        return "save grey levels as uint8"
+    low, high, whole = images.min(), images.max(), np.issubdtype(images.dtype, np.integer)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return "some values are not finite: mend those first"
+    ranges = [(0, 255, "images.astype('uint8')" if whole else "images.round().astype('uint8')")]
+    if whole:
+        top = 2 ** int(high).bit_length() - 1  # the same for both parts, whatever the brightest pixel of each
+        ranges.append((0, top, f"(images / {top} * 255).round().astype('uint8')"))
+    else:
+        ranges = [(0, 1, "(images * 255).round().astype('uint8')"),
+                  (-1, 1, "((images + 1) * 127.5).round().astype('uint8')"), *ranges]
+    fits = (cure for bottom, top, cure in ranges if bottom <= low and high <= top)
+    cure = next(fits, "them scaled to 0..255 and rounded")
+    return f"they lie in {low:g}..{high:g}: save {cure}"
+
+
+def as_nhwc(shape: tuple[int, ...]) -> str:
+    """How images of another layout become [N, H, W, C]."""
+    if len(shape) == 3:
+        return "; of grey ones save images[..., None]"
+    if len(shape) == 4 and shape[1] in (1, 3) and shape[2] == shape[3]:
+        return "; these look like [N, C, H, W]: save images.transpose(0, 2, 3, 1)"
+    if len(shape) == 4 and shape[3] == 4:
+        return "; without their alpha channel they are images[..., :3], in the order R, G, B"
+    return ""
+
+
+def look_at(arrays: Mapping[str, np.ndarray], levels: int, source: str) -> None:
+    """Warn of images that are legal and probably not what was meant."""
+    images = arrays["train_images"]
+    used = np.unique(images)
+    if (images == images[0]).all():
+        log.warning("%s, train_images: all are equal; there is nothing to learn", source)
+    elif len(used) <= 2 < levels:
+        log.warning("%s, train_images: only the levels %s of data.levels: %d; of binary images save 0 and 1, and set "
+                    "levels: 2", source, used.tolist(), levels)
+    elif levels == 256 and used[-1] < 128:
+        log.warning("%s, train_images: no level above %d of 255; if they have fewer, set data.levels", source, used[-1])
+    elif images.shape[3] == 3 and (images[..., :1] == images).all():
+        log.warning("%s, train_images: the three channels are alike; save grey images as [N, H, W, 1]", source)
 
 
 def check_labels(labels: np.ndarray, images: int, where: str) -> None:
     if labels.ndim != 1:
-        raise UserError(f"{where}_labels: shape {labels.shape}, but one label per image is needed")
+        cure = {(images, 1): "; save labels.ravel()"}.get(labels.shape, "")
+        cure = "; of one-hot labels save labels.argmax(1)" if labels.ndim == 2 and labels.shape[1] > 1 else cure
+        raise UserError(f"{where}_labels: shape {labels.shape}, but one label per image is needed{cure}")
     if len(labels) != images:
         raise UserError(f"{where}_images: {images} images and {len(labels)} labels")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() > 9:
-        raise UserError(f"{where}_labels: integers from 0 to 9 are needed")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= MOST_CLASSES:
+        raise UserError(f"{where}_labels: integers from 0 to {MOST_CLASSES - 1} are needed, one for each class; "
+                        "numpy.unique(labels, return_inverse=True)[1] makes them of names and of any numbers")
 
 
 def split(arrays: Arrays, validation: int, seed: int) -> Arrays:
