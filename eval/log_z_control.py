@@ -17,12 +17,15 @@ from eval.bounds import certificate, estimates, importance, markov
 from eval.score import Score, write_scores
 from fce.models import open_densities
 from pipeline.checkpoint import load
+from pipeline.errors import UserError
 from pipeline.job import Job
 
 CONSTANT = 100.0  # any: every estimate is measured against it
 
 
 def run(job: Job) -> None:
+    if job.hashes["flow"] == job.hashes["planted"]:
+        raise UserError("--planted: the same flow as --flow, against which everything is right; take another seed's")
     settings = job.params.log_z
     flow, planted = (open_densities(load(job.inputs[name]), job.device)["flow"] for name in ("flow", "planted"))
     generator = torch.Generator().manual_seed(job.seed_for("noise"))

@@ -60,8 +60,10 @@ class Params(Strict):
                 if stage.measures and self.has(name, profile, experiment)}
 
     def runs(self, stage: str, profile: str, experiment: str) -> list[Run]:
-        """Every seed and arm of a stage."""
+        """Every seed and arm of a stage; none of one that needs two seeds' flows where there is one seed."""
         seeds = self.seeds(profile, experiment) if STAGES[stage].seeded else [None]
+        if NEXT_FLOW in STAGES[stage].needs.values() and len(seeds) == 1:
+            return []
         return list(itertools.product(seeds, self.models(stage, profile, experiment) or [""]))
 
     def place(self, pattern: str, profile: str, experiment: str, seed: int | None = None, arm: str = "") -> str:
@@ -176,10 +178,21 @@ def resolved(raw: Any, where: str) -> Params:
                 raise ParamsError(f"{profile} names the experiment '{name}', which experiments: does not have"
                                   + suggestion(name, raw["experiments"]))
         experiments[profile] = {name: resolve(raw, profile, name) for name in chosen.experiments}
-    for name in raw["experiments"]:  # entries no profile lists are checked too
-        if not any(name in group for group in experiments.values()):
-            resolve(raw, "full", name)
+    for name in raw["experiments"]:  # what no profile lists, and what every profile overrides, is checked too
+        resolve(raw | {"full": {"overrides": {}}}, "full", name)
+    check_defaults(raw, experiments)
     return Params(profiles=profiles, experiments=experiments)
+
+
+def check_defaults(raw: dict[str, Any], experiments: dict[str, dict[str, Experiment]]) -> None:
+    """Check each section of the defaults by itself, even if every experiment has its own."""
+    for each in itertools.chain.from_iterable(group.values() for group in experiments.values()):
+        kind = "toy" if isinstance(each, ToyExperiment) else "images"
+        own = each.model_dump()
+        for section, content in raw["defaults"][kind].items():
+            if section != "arms":
+                known = next(iter(own["arms"].values())) if section == "joint" else own[section]
+                check(SECTIONS[section], merge(known, content), f"defaults.{kind}.{section}")
 
 
 def alone(raw: dict[str, Any], profile: str, experiment: str, seed: int, overrides: dict[str, Any]) -> Params:

@@ -114,6 +114,16 @@ def read_record(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def was_killed(path: Path) -> bool:
+    """Whether a record has no end, and nobody is writing it."""
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:  # held by its run; or a file system without locks, where nobody can know
+            return False
+    return all(line["kind"] != "end" for line in read_record(path)[-1:])
+
+
 def now() -> int:
     return int(time.time() * 1000)
 
@@ -174,10 +184,12 @@ def mirror(lines: list[dict[str, Any]], start: int) -> None:
     profile = head["tags"].get("profile", "none")
     experiment = client.get_experiment_by_name(f"fce-{profile}")
     place = experiment.experiment_id if experiment else client.create_experiment(f"fce-{profile}")
-    found = client.search_runs([place], f"tags.record = '{head['id']}'")
+    if experiment and experiment.lifecycle_stage == entities.LifecycleStage.DELETED:  # by a user: its name stays taken
+        client.restore_experiment(place)
+    found = client.search_runs([place], f"tags.record = '{head['id']}'")  # none where a user has deleted the run
     run = found[0] if found else client.create_run(
         place, start_time=head["time"], run_name=head["name"], tags={**head["tags"], "record": head["id"]})
-    run_id = run.info.run_id
+    run_id, start = run.info.run_id, start if found else 0
     if start == 0:
         params = [entities.Param(key, value) for key, value in head["params"].items()]
         tags = [entities.RunTag(f"provenance.{key}", value) for key, value in flat(head["provenance"]).items()]

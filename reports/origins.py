@@ -11,8 +11,11 @@ from typing import Any
 import pandas as pd
 
 from pipeline.catalogue import STAGES
+from pipeline.track import was_killed
 from reports.scores import Results, anchor
 
+KILLED = ("killed before it could say why, mostly by the kernel or a scheduler for want of memory or time; the same "
+          "command goes on, with fewer jobs at once (--cores) or on a larger machine")
 NOT_YET = "not run yet"
 NOT_NAMED = "not run: params.yaml does not name it"
 
@@ -25,13 +28,15 @@ def place_of(folder: Path, path: Path) -> dict[str, str]:
 
 
 def failures(results: Results) -> list[dict[str, str]]:
-    """The stages whose log ends in an `error: ` line, furthest upstream first."""
+    """The stages whose log ends in an `error: ` line, or that were killed; furthest upstream first."""
     found = []
     folders = {results.build / "downloads", *(path.parent for path in results.named)}
     for path in chain.from_iterable(folder.glob("*.log") for folder in folders):
         errors = re.findall("^error: (.*)", path.read_text(errors="replace"), re.MULTILINE)
         if errors:
             found.append({**place_of(results.folder, path), "stage": path.stem, "why": errors[-1]})
+    found += [{**place_of(results.folder, path), "stage": path.name, "why": KILLED} for path in sorted(results.named)
+              if (kept := path.with_name(f"{path.name}.run.jsonl")).exists() and was_killed(kept)]
     order = {stage: place for place, stage in enumerate(STAGES)}
     return sorted(found, key=lambda failure: (order.get(failure["stage"], len(order)), *failure.values()))
 

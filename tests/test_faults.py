@@ -209,6 +209,32 @@ def test_a_run_that_goes_on_is_one_run_in_mlflow(tmp_path, uri) -> None:
     assert len(track.read_record(path)) == 4  # replaced
 
 
+@pytest.mark.parametrize("what", ["run", "experiment"])
+def test_what_a_user_deleted_in_mlflow_comes_back_with_the_next_sending(tmp_path, uri, what) -> None:
+    path, client = tmp_path / "joint.run.jsonl", MlflowClient(uri)
+    with start(path) as run:
+        run.log(0, V=0.0)
+        assert track.send(path)
+        (sent,) = client.search_runs([client.get_experiment_by_name("fce-quick").experiment_id])
+        if what == "run":
+            client.delete_run(sent.info.run_id)
+        else:
+            client.delete_experiment(sent.info.experiment_id)
+        run.log(1, V=0.5)
+    assert track.send(path) and mirrored(uri) == ("FINISHED", [0.0, 0.5])
+
+
+def test_a_record_without_an_end_that_nobody_writes_is_of_a_killed_run(tmp_path, uri) -> None:
+    path = tmp_path / "joint.run.jsonl"
+    run = start(path)
+    assert not track.was_killed(path)  # it lives
+    run.file.close()
+    run.over.set()
+    assert track.was_killed(path)
+    record(path, range(2))
+    assert not track.was_killed(path)
+
+
 # Either engine
 
 

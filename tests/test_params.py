@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.catalogue import STAGES
-from pipeline.params import ParamsError, load, read_slice
+from pipeline.params import PROFILES, ParamsError, load, merge, read, read_slice, resolved
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = (ROOT / "params.yaml").read_text()
@@ -122,6 +122,20 @@ def test_a_mistake_is_refused_with_its_place_and_its_mending(tmp_path, name):
     old, new, says = MISTAKES[name]
     with pytest.raises(ParamsError, match=f"(?s){says}"):
         load_changed(tmp_path, old, new)
+
+
+def test_what_every_profile_overrides_is_checked_too():
+    raw = read(Path("params.yaml"))
+    own, override = raw["experiments"]["digits"], {"joint": {"ebm_updates": 9}, "flow": {"steps": 1}}
+    for profile in PROFILES:
+        raw[profile]["overrides"]["digits"] = merge(raw[profile]["overrides"].get("digits", {}), override)
+    with pytest.raises(ParamsError, match=r"experiments\.digits\.arms\.joint\.ebm_updates: .*'banana'"):
+        resolved(merge(raw, {"experiments": {"digits": {"joint": {"ebm_updates": "banana"}}}}), "params.yaml")
+    for each in raw["experiments"].values():
+        each["flow"] = each.get("flow", {}) | {"steps": 1}
+    assert "steps" in own["flow"]
+    with pytest.raises(ParamsError, match=r"defaults\.images\.flow\.steps: .*'banana'"):
+        resolved(merge(raw, {"defaults": {"images": {"flow": {"steps": "banana"}}}}), "params.yaml")
 
 
 def test_a_missing_or_empty_file_is_refused_by_name(tmp_path):
