@@ -1,18 +1,23 @@
 # The verbs; `make` alone lists them. Each works in a fresh clone: the first one used installs the locked environment.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-CORES ?= $(shell nproc)
+CORES ?= $(shell nproc 2> /dev/null || getconf _NPROCESSORS_ONLN)
 HOST ?= 127.0.0.1
+PORT ?= 5000
+ALLOWED_HOSTS ?=
 VENV := .venv
+IS_OURS = import sys; sys.exit(sys.version_info[:2] != (3, 11))
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 $(VENV)/installed: envs/requirements.lock envs/bootstrap.lock
-	$(PYTHON) -m venv $(VENV)
+	@"$(PYTHON)" -c '$(IS_OURS)' || { echo "$(PYTHON) is $$("$(PYTHON)" -V 2>&1), and the locked environment is of" \
+	  "Python 3.11: make $@ PYTHON=/where/it/is/python3.11"; exit 2; }
+	$(VENV)/bin/python -c '$(IS_OURS)' 2> /dev/null || "$(PYTHON)" -m venv --clear $(VENV)
 	$(VENV)/bin/pip install -q --require-hashes -r envs/bootstrap.lock
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/uv pip sync -q --compile-bytecode --require-hashes envs/requirements.lock
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/uv pip install -q --no-deps --no-build-isolation -e .
+	VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(VENV)/bin/uv pip sync -q --compile-bytecode --require-hashes envs/requirements.lock
+	VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(VENV)/bin/uv pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
 install: $(VENV)/installed  ## the locked environment, in .venv
@@ -36,7 +41,7 @@ lint: install  ## ruff and mypy
 	ruff check . && mypy pipeline fce eval reports benchmarks
 
 bench: install  ## our Glow against normflows and nflows, and other speeds (half an hour): benchmarks/results
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --compile-bytecode --require-hashes -r envs/bench.lock
+	VIRTUAL_ENV="$(CURDIR)/$(VENV)" uv pip install -q --compile-bytecode --require-hashes -r envs/bench.lock
 	python -m benchmarks.joint --out benchmarks/results/joint.json
 	python -m benchmarks.precision --out benchmarks/results/precision.json
 	python -m benchmarks.stack --out benchmarks/results/stack.json
@@ -52,9 +57,10 @@ gpu: install  ## what a GPU makes of it, in MINUTES (10); the same command goes 
 	python -m benchmarks.gpu --minutes $(MINUTES) --out build/gpu/results
 
 ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
-ui: install  ## send what MLflow does not have yet; then its UI, on loopback unless HOST=... says otherwise
+ui: install  ## send what MLflow does not have yet; then its UI, on loopback unless HOST, PORT, ALLOWED_HOSTS=... say otherwise
 	-python -m fce send
-	mlflow server --host $(HOST) --port 5000 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+	mlflow server --host $(HOST) --port $(PORT) $(if $(ALLOWED_HOSTS),--allowed-hosts "$(ALLOWED_HOSTS)") --workers 1 \
+	  --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db"
 
 pull: install  ## outputs from the DVC remote, marked as up to date for Snakemake too
 	@dvc remote list | grep -q . || { echo "no DVC remote is set; name the place that somebody pushed outputs to:" \

@@ -3,11 +3,11 @@
 # params.yaml and the code it computes with; so `dvc repro`, which calls this file, and `snakemake` never disagree on what
 # is stale. The rules come from pipeline/catalogue.toml.
 import os
-import shutil
 import sys
 from pathlib import Path
 
 from pipeline.catalogue import HOME, MODEL, SEED, STAGES
+from pipeline.devices import gpus
 from pipeline.params import PROFILES, ParamsError, load
 from pipeline.sources import sources
 
@@ -17,7 +17,7 @@ except ParamsError as error:
     raise WorkflowError(f"params.yaml: {error}")
 
 FCE = "python -m fce"
-GPU = int(shutil.which("nvidia-smi") is not None)  # a GPU is a resource only where there is one
+GPU = int(gpus() > 0)  # a GPU is a resource only where there is one
 SHARED = int(os.environ.get("FCE_GPUS", "1"))  # how many GPUs one training of images takes
 SLICES = {path: text for profile, names in PARAMS.experiments.items() for name in names
           for path, text in PARAMS.slices(profile, name).items()}

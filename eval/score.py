@@ -1,5 +1,6 @@
 """What a measure returns: typed scores that describe themselves, one JSON file per measure and model."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,10 +80,11 @@ class ScoreFile(BaseModel):
 def standard_error(*samples: "Tensor") -> float | None:
     """Of the mean of the samples' means, by the bootstrap, which draws each sample [n] again by itself.
 
-    One value has none, nor have values that are not all finite. The resampling has a fixed seed: the same values have
-    the same error.
+    One value has none, nor have values that are not all finite. Of answers that are all wrong, or all right, the
+    bootstrap knows no error: theirs is a 1.96th of what Wilson's interval leaves open. The resampling has a fixed seed:
+    the same values have the same error.
     """
-    from scipy.stats import bootstrap  # takes a second to import
+    from scipy.stats import binomtest, bootstrap  # takes a second to import
 
     if min(map(len, samples)) < 2 or not all(x.isfinite().all() for x in samples):
         return None
@@ -92,7 +94,9 @@ def standard_error(*samples: "Tensor") -> float | None:
 
     found = bootstrap([x.double().cpu().numpy() for x in samples], statistic, n_resamples=1000, batch=50,
                       method="percentile", rng=np.random.default_rng(0))
-    return float(found.standard_error)
+    alike = (binomtest(int(x.sum()), len(x)).proportion_ci(method="wilson")
+             for x in samples if (x == 0).all() or (x == 1).all())
+    return math.hypot(found.standard_error, *((each.high - each.low) / 1.96 / len(samples) for each in alike))
 
 
 def mean_score(name: str, model: Model, values: "Tensor", protocol: str, **others: Any) -> Score:

@@ -36,8 +36,6 @@ def together(device: str, shares: bool) -> Iterator[None]:
         return
     if not shares:
         raise UserError(f"WORLD_SIZE is {count()}, but this stage is not shared by several processes: start it alone")
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         yield

@@ -138,11 +138,11 @@ def restore(part: Any, state: Any) -> None:
 
 
 def chance() -> dict[str, Any]:
-    """The states of the global random generators: Python's, NumPy's, torch's on the CPU and on GPUs."""
+    """The states of the global random generators: Python's, NumPy's, torch's on the CPU and on this job's GPU."""
     kind, key, *rest = np.random.get_state(legacy=True)
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     return {"python": random.getstate(), "numpy": (kind, torch.from_numpy(np.asarray(key, dtype=np.int64)), *rest),
-            "torch": torch.get_rng_state(), "cuda": gpus}
+            "torch": torch.get_rng_state(), "cuda": gpu}
 
 
 def restore_chance(state: dict[str, Any]) -> None:
@@ -150,5 +150,5 @@ def restore_chance(state: dict[str, Any]) -> None:
     kind, key, *rest = state["numpy"]
     np.random.set_state((kind, key.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])

@@ -19,9 +19,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import torch
-
-from pipeline import processes
+from pipeline import devices, processes
 from pipeline.catalogue import ARMS, CHECKS, MODEL, STAGES
 from pipeline.errors import Ended, UserError
 from pipeline.job import Job, drop_state, keep_state, tags_of
@@ -30,7 +28,7 @@ from pipeline.numerics import settle
 from pipeline.params import read_slice
 from pipeline.progress import log, open_door
 from pipeline.resume import listening
-from pipeline.schema.experiment import Sections
+from pipeline.schema.experiment import SECTIONS, Sections
 from pipeline.track import Run
 
 
@@ -54,7 +52,7 @@ def main(name: str, argv: Sequence[str]) -> int:
         return fail("stopped by SIGINT", 130)
     except Exception as error:  # the trace for whoever mends it, one line for the log's reader
         traceback.print_exc()
-        return fail(fault(error), 1)
+        return fail(fault(error, name), 1)
     return 0
 
 
@@ -87,7 +85,7 @@ def parser(name: str, words: str | None) -> argparse.ArgumentParser:
 
 def jobs_of(name: str, given: argparse.Namespace, command: str) -> list[Job]:
     """A job for each arm and seed."""
-    stage, device, jobs = STAGES[name], choose_device(given.device), list[Job]()
+    stage, device, jobs = STAGES[name], devices.choose(given.device), list[Job]()
     paths = {flag: path for flag in stage.needs if (path := getattr(given, flag))}
     for arm, seed in itertools.product(getattr(given, "arm", [""]), getattr(given, "seed", [0])):
         inputs = {flag: place(path, arm, seed) for flag, path in paths.items()}
@@ -146,11 +144,24 @@ def natural(text: str) -> int:
     return int(text)
 
 
-def fault(error: Exception) -> str:
-    """One line on a fault of the machine's or ours."""
+def batches(stage: str) -> str:
+    """The entries of params.yaml that say how much of a stage is in memory at once."""
+    return ", ".join(f"{section}.batch" for section in STAGES[stage].sections
+                     if "batch" in SECTIONS[section].json_schema().get("properties", {}))
+
+
+def fault(error: Exception, stage: str) -> str:
+    """One line on a fault of the machine's or ours, in a stage."""
     said = (str(error).splitlines() or [""])[0]
     if isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said:
-        return f"out of memory ({said or 'the process'}); lower the batch in params.yaml, or run fewer jobs at once"
+        lower = f", or lower {found} in params.yaml" if (found := batches(stage)) else ""
+        return (f"out of memory ({said or 'the process'}); run fewer jobs at once (--cores), or take the CPU "
+                f"(--device cpu){lower}")
+    if "inductor" in str(error) or "triton" in str(error).lower() or type(error).__name__ == "BackendCompilerFailed":
+        return f"{type(error).__name__}: {said}; FCE_COMPILE=no does without a compiler; the trace stands above"
+    if "CUDA" in said or "cuDNN" in said:
+        return (f"{type(error).__name__}: {said}; --device cpu does without the GPU (CUDA_VISIBLE_DEVICES= before "
+                "snakemake); the trace stands above")
     return f"{type(error).__name__}: {said}; the trace stands above"
 
 
@@ -179,9 +190,3 @@ def read_params(path: Path, name: str) -> Sections:
         raise UserError(f"--params: {path}: {error}") from None
     except ValueError as error:
         raise UserError(f"--params: {path} is not JSON ({error}); Snakemake writes it anew") from None
-
-
-def choose_device(wanted: str) -> str:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device; use --device cpu, or mend the driver")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted

@@ -148,7 +148,8 @@ def send(path: Path) -> bool:
     marker = path.with_suffix(".sent")  # "<record's id> <lines sent>"
     try:
         with open(lock_path(), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one sender at a time: the first creates the database
+            with suppress(OSError):  # of a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)  # one sender at a time: the first creates the database
             lines = read_record(path)
             sent = lines_sent(path, lines)
             if sent < len(lines):

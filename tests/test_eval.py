@@ -138,6 +138,9 @@ def test_the_bootstraps_error_is_the_formulas_and_the_same_each_time() -> None:
     assert standard_error(a, b) == pytest.approx(math.hypot(*errors) / 2, rel=0.1)
     assert standard_error(b) == standard_error(b)
     assert standard_error(b[:1]) is None
+    for alike in (torch.ones(25), torch.zeros(25)):  # Wilson's interval of 25 of 25 begins at 0.867
+        assert standard_error(alike) == pytest.approx((1 - 0.8668) / 1.96, rel=1e-3)
+    assert standard_error(torch.full((25,), 2.5)) == 0
 
 
 def test_an_accuracy_keeps_its_draws_and_its_error_is_over_test_images() -> None:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
 import sqlite3
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +21,10 @@ from tiny import edit, environment, flags, make_project, run_stage, write_slices
 from eval import inception
 from fce.models import open_flow, open_players
 from fce.stages import pretrain
-from pipeline import track
+from pipeline import devices, track
 from pipeline.checkpoint import load
+from pipeline.errors import UserError
+from pipeline.stage import fault
 
 
 @pytest.fixture
@@ -100,18 +104,50 @@ def test_where_joint_training_diverges_both_players_are_kept_as_they_were(ring: 
     [
         (lambda: torch.empty(10**15), 1, "error: out of memory"),  # torch's own error on a CPU
         (lambda: raises(torch.OutOfMemoryError("CUDA out of memory. Tried")), 1, "error: out of memory"),
-        (lambda: raises(RuntimeError("CUDA error: an illegal access")), 1, "error: RuntimeError: CUDA error"),
+        (lambda: raises(RuntimeError("CUDA error: an illegal access")), 1, "error: .*: CUDA error.*--device cpu"),
+        (lambda: raises(RuntimeError("Failed to find C compiler, from triton")), 1, "error: .*FCE_COMPILE=no"),
         (lambda: raises(KeyboardInterrupt()), 130, "error: stopped by SIGINT"),
     ],
 )
 def test_a_fault_of_the_machine_ends_in_one_line(tmp_path: Path, monkeypatch, capfd, error, code, says) -> None:
     monkeypatch.setattr(inception, "run", lambda job: error())
     assert run_stage("inception", "--out", tmp_path / "x.pth") == code
-    assert capfd.readouterr().err.splitlines()[-1].startswith(says)
+    assert re.match(says, capfd.readouterr().err.splitlines()[-1])
 
 
 def raises(error: BaseException) -> None:
     raise error
+
+
+def test_out_of_memory_names_the_batch_of_its_stage() -> None:
+    assert "lower pretrain.batch in" in fault(MemoryError(), "pretrain") and "fid.batch" in fault(MemoryError(), "fid")
+    assert "lower" not in fault(MemoryError(), "data")
+
+
+@pytest.mark.parametrize(("wanted", "driver", "says"), [("auto", 0, None), ("cpu", 1, None), ("auto", 1, "driver"),
+                                                        ("cuda", 0, "--device cpu")])
+def test_a_gpu_that_torch_cannot_use_is_an_error_and_none_is_the_cpu(monkeypatch, wanted, driver, says) -> None:
+    monkeypatch.setattr(devices, "gpus", lambda: driver)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: raises(RuntimeError("CUDA error: no kernel image")))
+    if says is None:
+        assert devices.choose(wanted) == "cpu"
+    else:
+        with pytest.raises(UserError, match=f"no kernel image.*{says}"):
+            devices.choose(wanted)
+
+
+def test_jobs_side_by_side_get_a_gpu_each(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    held = []  # open files of one process have locks of their own, as those of several
+    monkeypatch.setattr(os, "open", lambda *given, find=os.open: held.append(find(*given)) or held[-1])
+    assert [devices.take(range(3)) for _ in range(3)] == [0, 1, 2] and devices.take(range(3)) in (0, 1, 2)
+    os.close(held[1])
+    assert devices.take(range(3)) == 1 and devices.take([0]) == 0
+
+
+def test_gpus_are_shared_where_nothing_can_be_locked(tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    assert devices.take(range(3)) in (0, 1, 2) and "can't be locked" in caplog.text
 
 
 # MLflow is a mirror of the records

@@ -537,7 +537,7 @@ def test_missing_numbers_say_why_from_the_furthest_upstream_log(tmp_path):
         (tmp_path / log).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / log).write_text(f"12:00:00 INFO hello\nerror: {message}\n")
     (tmp_path / "full/digits/seed-1/tilted").mkdir(parents=True, exist_ok=True)
-    (tmp_path / "full/digits/seed-1/tilted/joint.run.jsonl").write_text('{"kind": "run"}\n')  # of a process that is gone
+    (tmp_path / "full/digits/seed-1/tilted/joint.run.jsonl").write_text('{"kind": "run"}\n')  # and it is gone
     results = results_of(tmp_path)
     failed = origins.failures(results)
     assert "joint failed: killed" in origins.why_missing(results, failed, "digits", "tilted", "probe")

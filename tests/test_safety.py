@@ -292,6 +292,20 @@ def make(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def test_another_python_is_refused_and_a_space_in_the_path_is_none_of_its_business(tmp_path):
+    home = tmp_path / "my home"
+    (home / "envs").mkdir(parents=True)
+    shutil.copy(ROOT / "Makefile", home)
+    for name in ("requirements.lock", "bootstrap.lock"):
+        (home / "envs" / name).touch()
+    old = home / "python3.10"
+    old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.10.1 || exit 1\n')
+    old.chmod(0o755)
+    done = subprocess.run(["make", "install", f"PYTHON={old}"], cwd=home, capture_output=True, text=True)
+    assert done.returncode and f"{old} is Python 3.10.1" in done.stdout and "of Python 3.11" in done.stdout
+    assert f'VIRTUAL_ENV="{home}/.venv" .venv/bin/uv pip sync' in make(home, "-n", "install")
+
+
 def test_clean_removes_what_the_project_made_and_nothing_else(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "elsewhere").mkdir()
@@ -322,4 +336,5 @@ def test_nothing_in_the_pipeline_writes_what_is_published():
 
 def test_the_ui_listens_on_loopback_unless_told_otherwise():
     assert "--host 127.0.0.1 " in make(ROOT, "-n", "ui")
-    assert "--host 0.0.0.0 " in make(ROOT, "-n", "ui", "HOST=0.0.0.0")
+    told = make(ROOT, "-n", "ui", "HOST=0.0.0.0", "PORT=5001", "ALLOWED_HOSTS=gpubox.example.org")
+    assert '--host 0.0.0.0 --port 5001 --allowed-hosts "gpubox.example.org" ' in told

@@ -82,7 +82,7 @@ def test_moments_are_looked_at_once_and_go_on_from_a_state():
     again.look(50, stack, average)
     again.look(100, stack, average)
     assert again.updates == [0, 25, 50, 100] and again.content()["trajectory"]["images"].shape == (4, 20, 8, 8, 1)
-    assert Moments(job, Trajectory(moments=0, images=1), 100).content() == {}
+    assert Moments(job, Trajectory(moments=0, images=2), 100).content() == {}
 
 
 def test_a_classifiers_curve_of_distortions_lies_beside_it(place):

@@ -98,10 +98,13 @@ def flags(name: str, home: Path, seeds: Sequence[int] = (0,), arms: Sequence[str
 
 def make_project(folder: Path) -> Path:
     """A checkout of its own, with TINY as its quick profile."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    for name in listed.stdout.splitlines():
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    names = listed.stdout.splitlines()
+    if listed.returncode:  # no git: a zip of the repository
+        made = {".venv", ".git", ".snakemake", "build"}
+        paths = [path.relative_to(ROOT) for path in ROOT.rglob("*")]
+        names = [str(path) for path in paths if made.isdisjoint(path.parts)]
+    for name in names:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)

@@ -39,7 +39,7 @@ class Trajectory(Strict):
     """At how many moments of training, beside its start, a flow of images is looked at, and by how many images."""
 
     moments: Count
-    images: Amount
+    images: Annotated[int, Field(ge=2, le=10**7)]  # a distance needs a covariance
 
 
 class Pretrain(Strict):
