@@ -75,7 +75,7 @@ MISTAKES = {  # name: old text, new text, what the message must say
                              "      select: validation\n      trajectory: {moments: 10",
                              r"\.svhn: .*select: validation needs a validation part"),
     "edges without convolutions": ("      edge: false ", "      edge: true ", r"flow: .*fc goes with edge: false"),
-    "moments of points": ("trajectory: {moments: 0, images: 2}   #", "trajectory: {moments: 1, images: 1}   #",
+    "moments of points": ("trajectory: {moments: 0, images: 2}   #", "trajectory: {moments: 1, images: 2}   #",
                           "moments are of images; set both to 0"),
     "no moments of images": ("{moments: 10, images: 2500}   #", "{moments: 0, images: 2500}   #",
                              "moments must be 1 or more"),
