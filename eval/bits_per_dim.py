@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eval.score import Score, mean_score, write_scores
-from fce.data.batches import Images
+from fce.data.batches import Images, at_once
 from fce.data.pixels import bits_per_dim, dequantize
 from fce.models import open_densities
 from pipeline.checkpoint import load
@@ -74,14 +74,17 @@ def chosen(job: Job, part: str) -> Tensor:
 
 def simple_codes(data: Images) -> list[Score]:
     """What knowing nothing, and knowing each pixel's histogram, would cost."""
-    train, test = (data.images[part].flatten(1).long().cpu() for part in ("train", "test"))
-    # one of each: no level costs infinity
-    counts = 1.0 + torch.stack([(train == level).sum(0) for level in range(data.levels)])
+    size, most = math.prod(data.shape), at_once(data.shape, 1000)
+    pixels, counts = torch.arange(size), torch.ones(data.levels * size)  # one of each: no level costs infinity
+    for part in data.images["train"].split(most):
+        counts += torch.bincount((part.flatten(1).cpu().long() * size + pixels).flatten(), minlength=len(counts))
+    counts = counts.view(data.levels, size)
     log2_p = torch.log2(counts / counts.sum(0))
-    bits = -log2_p.gather(0, test).sum(1).double() / data.dims
-    rate = math.log2(data.levels) * train.shape[1] / data.dims
+    test = data.images["test"].flatten(1).cpu().split(most)
+    bits = torch.cat([-log2_p.gather(0, part.long()).sum(1).double() for part in test]) / data.dims
+    rate = math.log2(data.levels) * size / data.dims
     return [
-        Score(name="bits_per_dim_uniform", model="data", value=rate, n=len(test),
+        Score(name="bits_per_dim_uniform", model="data", value=rate, n=len(bits),
               protocol=f"{data.levels} equally likely levels"),
         mean_score("bits_per_dim_histogram", "data", bits,
                    "independent pixels, add-one histograms of the training part, on the test part"),

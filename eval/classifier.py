@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 from eval import distortions
+from eval.labelled import looks
 from fce.data.batches import Images
 from fce.data.pixels import shifted, to_tensor
 from pipeline.checkpoint import save
@@ -105,7 +106,7 @@ def run(job: Job) -> None:
 
 @torch.no_grad()
 def correct(model: Classifier, data: Images, part: str) -> float:
-    guesses = torch.cat([model(x).argmax(1).cpu() for x in data.images[part].split(1000)])
+    guesses = torch.cat([model(x).argmax(1).cpu() for x in looks(data, part)])
     return (guesses == torch.from_numpy(data.labels[part])).float().mean().item()
 
 

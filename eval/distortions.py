@@ -16,10 +16,11 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from eval.frechet import features_of, frechet, moments
+from fce.data.batches import at_once
 
 Distort = Callable[[np.ndarray, float], np.ndarray]  # images in [0, 1], [N, H, W, C], and how much
 MOST = 3_000  # images of a half
-BATCH = 500
+BATCH = 500  # of them at once, where they are of 32x32
 
 
 def blurred(x: np.ndarray, sigma: float) -> np.ndarray:
@@ -62,17 +63,17 @@ def curve(look: Callable[[np.ndarray], Tensor], images: np.ndarray, labels: np.n
         look: makes features of uint8 images [B, H, W, C].
         images, labels: [N, H, W, C] and [N].
     """
-    order = np.random.default_rng(0).permutation(len(images))[: 2 * MOST]
+    order, batch = np.random.default_rng(0).permutation(len(images))[: 2 * MOST], at_once(images.shape[3:0:-1], BATCH)
     first, second = np.array_split(order, 2)
-    reference = moments(features_of(images[first], look, BATCH))
+    reference = moments(features_of(images[first], look, batch))
     plain, labels = images[second], labels[second]
-    features = features_of(plain, look, BATCH)
+    features = features_of(plain, look, batch)
     start = frechet(features, reference)
     rows = []
     for name, (distort, strengths) in DISTORTIONS.items():
         rows.append((name, 0.0, start))
         for strength in strengths:
-            moved = features_of(distorted(plain, levels, distort, strength), look, BATCH)
+            moved = features_of(distorted(plain, levels, distort, strength), look, batch)
             rows.append((name, strength, frechet(moved, reference)))
     names = np.unique(labels)
     rows.append(("missing classes", 0.0, start))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
-from fce.data.batches import Images
+from fce.data.batches import Images, at_once
 from pipeline.schema.measures import Probe
 
 
@@ -36,6 +36,12 @@ def draws(labels: np.ndarray, probe: Probe) -> Iterator[tuple[int, list[np.ndarr
     for count in [count for count in probe.labels if count < len(labels)]:
         yield count, [subset(labels, count, seed) for seed in range(probe.draws)]
     yield len(labels), [np.arange(len(labels))]
+
+
+def looks(data: Images, part: str) -> tuple[Tensor, ...]:
+    """The images of a part, as many at once as a network's layers have memory for."""
+    found: tuple[Tensor, ...] = data.images[part].split(at_once(data.shape, 250))
+    return found
 
 
 def middle(x: Tensor, levels: int) -> Tensor:

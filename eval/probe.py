@@ -5,20 +5,15 @@ took them, which tells a layer that has lost the classes from a network that has
 """
 
 import math
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
 
-from eval.labelled import draws, middle, with_validation
+from eval.labelled import draws, looks, middle, with_validation
+from eval.logistic import fits
 from eval.score import Score, accuracy_score, write_scores
 from fce.data.batches import Images
 from fce.energy import make_energy
@@ -36,8 +31,9 @@ def run(job: Job) -> None:
     data = with_validation(job.data, settings)
     progress = Progress(len(LAYERS) * (len(settings.labels) + 1))
     scores, done = [], 0
+    found = {part: extract(maps, data, part) for part in ("train", "validation", "test")}
     for suffix, words in LAYERS.items():
-        features = {part: extract(maps, data, part, suffix) for part in ("train", "validation", "test")}
+        features = {part: layers.pop(suffix) for part, layers in found.items()}
         n, size = features["train"].shape
         scores.append(Score(name=f"effective_rank{suffix}", model="features", value=effective_rank(features["train"]),
                             n=n, protocol=f"exp of the entropy of the covariance's spectrum, {size} features"))
@@ -60,42 +56,40 @@ def open_maps(job: Job) -> Maps:
 
 
 @torch.no_grad()
-def extract(maps: Maps, data: Images, part: str, layers: str) -> np.ndarray:
-    """Features [N, F] of a part, at the middle of each grey level; `layers` is a key of LAYERS."""
-    chunks = []
-    for x in data.images[part].split(1000):
+def extract(maps: Maps, data: Images, part: str) -> dict[str, Tensor]:
+    """Features [N, F] of a part, at the middle of each grey level, by the layers they are of (LAYERS' keys)."""
+    chunks: dict[str, list[Tensor]] = {suffix: [] for suffix in LAYERS}
+    for x in looks(data, part):
         hidden = maps(middle(x, data.levels))
-        used = [F.adaptive_max_pool2d(m, min(4, m.shape[-1])) for m in hidden] if layers else hidden[-1:]
-        chunks.append(torch.cat([m.flatten(1) for m in used], 1).cpu())
-    return torch.cat(chunks).numpy()
+        pooled = [F.adaptive_max_pool2d(m, min(4, m.shape[-1])) for m in hidden]
+        for suffix, used in zip(LAYERS, (hidden[-1:], pooled), strict=True):
+            chunks[suffix].append(torch.cat([m.flatten(1) for m in used], 1))
+    return {suffix: torch.cat(each) for suffix, each in chunks.items()}
 
 
-def effective_rank(features: np.ndarray) -> float:
+def effective_rank(features: Tensor) -> float:
     """exp of the entropy of the spectrum of the covariance of features [N, F]: F where all directions vary alike."""
     centred = features - features.mean(0)
     wide = len(centred) < centred.shape[1]  # both products have the same spectrum, but for zeros
     product = centred @ centred.T if wide else centred.T @ centred
-    spectrum = np.linalg.eigvalsh(product.astype(np.float64)).clip(min=0)
-    share = spectrum / spectrum.sum()
-    return math.exp(-(share * np.log(np.maximum(share, 1e-300))).sum())
+    spectrum = torch.linalg.eigvalsh(product.double()).clip(min=0)
+    return math.exp(torch.special.entr(spectrum / spectrum.sum()).sum().item())
 
 
-def classify(
-    features: dict[str, np.ndarray], labels: dict[str, np.ndarray], index: np.ndarray, inverse_l2: list[float]
-) -> np.ndarray:
+def classify(features: dict[str, Tensor], labels: dict[str, np.ndarray], index: np.ndarray, inverse_l2: list[float]
+             ) -> np.ndarray:
     """Which test images [n] a classifier gets right: fitted on the training images `index`, L2 chosen on validation."""
-    # PCA keeps every dimension the labelled images span, and an L2 penalty needs no other: exact, and faster
-    reduce = make_pipeline(StandardScaler(), PCA()).fit(features["train"][index])
-    train, validation, test = (
-        reduce.transform(x) for x in (features["train"][index], features["validation"], features["test"])
-    )
-    best, right = -1.0, np.zeros(len(test), bool)
-    for c in inverse_l2:
-        model = LogisticRegression(C=c, max_iter=300)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # an unconverged weak penalty loses on validation
-            model.fit(train, labels["train"][index])
-        held = model.score(validation, labels["validation"])
-        if held > best:
-            best, right = held, model.predict(test) == labels["test"]
+    classes, known = np.unique(labels["train"][index], return_inverse=True)
+    train = features["train"][index]
+    mean = train.mean(0)
+    deviation = torch.linalg.vector_norm(train.sub_(mean), dim=0) / len(train) ** 0.5
+    deviation[deviation <= 1e-6 * mean.abs()] = 1.0  # constant, but for rounding
+    best, right = -1.0, np.zeros(len(labels["test"]), bool)
+    for weights, bias in fits(train.div_(deviation), torch.from_numpy(known).to(train.device), sorted(inverse_l2)):
+        hits = {}
+        for part in ("validation", "test"):
+            logits = ((features[part] - mean) / deviation).double() @ weights + bias
+            hits[part] = classes[logits.argmax(1).cpu()] == labels[part]
+        if hits["validation"].mean() > best:
+            best, right = hits["validation"].mean(), hits["test"]
     return right

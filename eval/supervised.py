@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.labelled import draws, middle, with_validation
+from eval.labelled import draws, looks, middle, with_validation
 from eval.score import accuracy_score, write_scores
 from fce.data.batches import Images
 from fce.energy import make_energy
@@ -124,5 +124,5 @@ def train(net: Supervised, optimizer: torch.optim.Optimizer, data: Images, index
 @torch.no_grad()
 def correct(net: Supervised, data: Images, part: str) -> Tensor:
     """Which of a part's images [n] the net classifies correctly."""
-    guesses = torch.cat([net(middle(x, data.levels)).argmax(1).cpu() for x in data.images[part].split(1000)])
+    guesses = torch.cat([net(middle(x, data.levels)).argmax(1).cpu() for x in looks(data, part)])
     return guesses == torch.from_numpy(data.labels[part])

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from eval import bits_per_dim, log_z, probe, supervised
 from eval.bits_per_dim import simple_codes
 from eval.density import Cells, divergence, integral, jensen_shannon, measure
 from eval.labelled import draws, middle, subset
+from eval.logistic import fits
 from eval.probe import classify, effective_rank, extract, open_maps
 from eval.score import Score, accuracy_score, standard_error
 from fce.data import toy
@@ -272,9 +274,9 @@ def test_effective_rank_counts_directions() -> None:
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.normal(size=(40, 40)))[0].astype(np.float32)
     sides = np.repeat(np.vstack([np.eye(7), -np.eye(7)]), 3, axis=0).astype(np.float32)  # seven directions alike
-    assert effective_rank(sides @ basis[:7] + 100) == pytest.approx(7, rel=1e-3)
+    assert effective_rank(torch.from_numpy(sides @ basis[:7] + 100)) == pytest.approx(7, rel=1e-3)
     sides[:, 0] *= 1e4
-    assert effective_rank(sides @ basis[:7]) == pytest.approx(1, rel=1e-3)
+    assert effective_rank(torch.from_numpy(sides @ basis[:7])) == pytest.approx(1, rel=1e-3)
 
 
 def test_features_are_the_top_layer_or_all_layers_pooled() -> None:
@@ -285,19 +287,48 @@ def test_features_are_the_top_layer_or_all_layers_pooled() -> None:
     maps = open_maps(job)
     with torch.no_grad():
         first, second, third = maps(middle(data.images["test"], 17))
-    top, every = (extract(maps, data, "test", layers) for layers in ("", "_all_layers"))
-    assert (top == third.flatten(1).numpy()).all() and top.shape == (5, 4 * 4 * 4)
+    top, every = extract(maps, data, "test").values()
+    assert (top == third.flatten(1)).all() and top.shape == (5, 4 * 4 * 4)
     assert every.shape == (5, (2 + 3 + 4) * 4 * 4) and (every[:, -64:] == top).all()
     assert every[0, 0] == first[0, 0, :4, :4].max() and every[0, 32] == second[0, 0, :2, :2].max()
     job.seed = 4  # another random EBM
-    assert not (extract(open_maps(job), data, "test", "") == top).all()
+    assert not (extract(open_maps(job), data, "test")[""] == top).all()
 
 
 def test_the_probe_separates_what_is_separable_and_guesses_what_is_not() -> None:
     rng = np.random.default_rng(0)
     labels = {part: np.arange(400) % 10 for part in ("train", "validation", "test")}
-    noise = {part: rng.normal(size=(400, 30)) for part in labels}
-    clear = {part: noise[part] + 8 * np.eye(30)[labels[part]] for part in labels}
+    noise = {part: torch.from_numpy(rng.normal(size=(400, 30))).float() for part in labels}
+    clear = {part: noise[part] + 8 * torch.eye(30)[labels[part]] for part in labels}
     index = subset(labels["train"], 100, seed=0)
     assert classify(clear, labels, index, [0.01, 1.0]).mean() > 0.99
     assert classify(noise, labels, index, [0.01, 1.0]).mean() < 0.25
+
+
+@pytest.mark.parametrize("images", [40, 300])  # fewer than the 60 features, and more
+def test_logistic_regression_finds_scikit_learns_minimum(images) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(images, 20)) @ (rng.normal(size=(20, 60)) * np.logspace(0, -3, 60))  # collinear
+    x, y = (x - x.mean(0)) / x.std(0), rng.permutation(np.arange(images) % 3)
+    found = fits(torch.from_numpy(x), torch.from_numpy(y), (1e-3, 1e-1))
+    for c, (weights, bias) in zip((1e-3, 1e-1), found, strict=True):
+        model = LogisticRegression(C=c, tol=1e-8, max_iter=10_000).fit(x, y)
+        assert np.abs(model.coef_.T - weights.numpy()).max() < 1e-3 * np.abs(model.coef_).max()
+        assert np.ptp(model.intercept_ - bias.numpy()) < 1e-3  # a constant more in all of them changes nothing
+
+
+def test_features_that_never_change_and_labels_of_any_name_are_classified() -> None:
+    labels = {part: np.array([7, 300])[np.arange(40) % 2] for part in ("train", "validation", "test")}
+    features = {part: torch.stack([torch.full((40,), 0.1), torch.from_numpy(y / 100.0).float()], 1)
+                for part, y in labels.items()}
+    assert classify(features, labels, np.arange(40), [1.0]).all()
+
+
+def test_the_histograms_code_is_that_of_each_pixel() -> None:
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(0, 5, (n, 4, 4, 1)).astype(np.uint8) for n in (30, 7))
+    shares = [[(1 + (train[:, i, j, 0] == level).sum()) / 35 for level in range(5)] for i in range(4) for j in range(4)]
+    expected = np.mean([-sum(np.log2(shares[k][image.ravel()[k]]) for k in range(16)) / 16 for image in test])
+    found = {score.name: score.value for score in simple_codes(image_data(train, test, 5))}
+    assert found["bits_per_dim_histogram"] == pytest.approx(expected, abs=1e-6)
+    assert found["bits_per_dim_uniform"] == pytest.approx(np.log2(5))

@@ -1,7 +1,7 @@
 """Serves data to training, batch by batch: points of a known density, or images."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,14 @@ class Points:
     def part(self, name: str, generator: torch.Generator) -> Tensor:
         """All points of `validation` or `test`."""
         return self.arrays[name].to(self.device)
+
+
+def at_once(shape: Sequence[int], most: int) -> int:
+    """How many points or images [C, H, W] of a shape to look at together: `most`, or fewer if larger than 32x32.
+
+    So one look takes the memory of `most` images of 32x32 at any size.
+    """
+    return max(1, most * 32**2 // max(32**2, math.prod(shape[1:])))
 
 
 def shape_of(arrays: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fce.data.batches import Images, Points
+from fce.data.batches import Images, Points, at_once
 from fce.flow.glow import Glow, make_glow
 
 INIT_BATCH = 1024  # points or images for the data-dependent initialisation (openai/glow: 256)
@@ -15,11 +15,11 @@ INIT_BATCH = 1024  # points or images for the data-dependent initialisation (ope
 def start_flow(data: Points | Images, flow: Mapping[str, Any], generator: torch.Generator, device: str) -> Glow:
     """A Glow of a `flow:` section with its weights drawn and its actnorms initialised on data."""
     model = make_glow(data.shape, **flow).to(device)
-    model.initialize(initial_batch(data, generator))
+    model.initialize(initial_batch(data, generator, at_once(data.shape, INIT_BATCH)))
     return model
 
 
-def initial_batch(data: Points | Images, generator: torch.Generator, images: int = INIT_BATCH) -> Tensor:
+def initial_batch(data: Points | Images, generator: torch.Generator, images: int) -> Tensor:
     """The data that a noise model's statistics are initialised on: points, or at most so many images."""
     return data.batch(INIT_BATCH if isinstance(data, Points) else min(images, data.count), generator)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fce import parallel
+from fce.data.batches import at_once
 from fce.flow.coupling import net_precision
 from fce.flow.start import start_flow
 from fce.optim import Average, lr_factor, make_optimizer, set_lr
@@ -118,9 +119,9 @@ def require_finite(jobs: list[Job], course: Course, loss: Tensor, step: int) -> 
 
 
 @torch.no_grad()
-def evaluate(flow: Stack, x: Tensor, batch: int = 500) -> list[float]:
+def evaluate(flow: Stack, x: Tensor) -> list[float]:
     """Mean log q of x [B, ...], in nats, of each flow."""
-    parts = [flow.log_prob(part.expand(flow.size, *part.shape)) for part in x.split(batch)]
+    parts = [flow.log_prob(part.expand(flow.size, *part.shape)) for part in x.split(at_once(x.shape[1:], 500))]
     means: list[float] = torch.cat(parts, 1).double().mean(1).tolist()
     return means
 
