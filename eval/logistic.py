@@ -34,7 +34,7 @@ def fits(x: Tensor, labels: Tensor, inverse_l2: Sequence[float]) -> Iterator[tup
     for c in inverse_l2:
         half = torch.linalg.cholesky(curvature + torch.eye(features, device=x.device) / c)
         weights, bias = search(x, labels, c, half, weights, bias)
-        yield weights if basis is None else basis.double() @ weights, bias
+        yield weights if basis is None else (basis @ weights.to(basis.dtype)).double(), bias
 
 
 def search(x: Tensor, labels: Tensor, c: float, half: Tensor, weights: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
