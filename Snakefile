@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pipeline.catalogue import HOME, MODEL, SEED, STAGES
 from pipeline.devices import gpus
+from pipeline.errors import UserError
+from pipeline.fetch import fingerprint, own_input
 from pipeline.params import PROFILES, ParamsError, load
 from pipeline.sources import sources
 
@@ -128,12 +130,33 @@ def flags_of(name):
     return of_run
 
 
+def own_of(name, wildcards):
+    """The file or folder of the user's that a job reads, if any."""
+    run = run_of(wildcards)
+    try:
+        path = own_input(name, PARAMS.experiments[run["profile"]][run["experiment"]].data if "experiment" in run else None)
+    except UserError:  # the stage says it
+        return None
+    if path and "DVC_STAGE" in os.environ and Path("data").resolve() not in path.absolute().parents:
+        logger.warning(f"{path}: dvc does not see when this changes; it looks at data/, where a link to it does")
+    return path
+
+
+def own_files(name):
+    return lambda wildcards: [str(path) for path in [own_of(name, wildcards)] if path and path.is_file()]
+
+
+def own_hash(name):
+    return lambda wildcards: fingerprint(own_of(name, wildcards))
+
+
 for NAME, STAGE in STAGES.items():
 
     rule:
         name: NAME
         input:
             unpack(inputs_of(NAME)),
+            own=own_files(NAME) if NAME in ("data", "inception") else [],
             code=sources(STAGE.file),
             params=STAGE.slice if STAGE.sections else [],
         output:
@@ -151,6 +174,7 @@ for NAME, STAGE in STAGES.items():
             gpu=gpu if STAGE.needs else 0,
         params:
             flags=flags_of(NAME),
+            own=own_hash(NAME) if NAME in ("data", "inception") else "",
             start=f"torchrun --standalone --nproc-per-node {SHARED} -m fce" if STAGE.shared and SHARED > 1 else FCE,
         shell:
             "{params.start} {params.flags} --threads {threads} --out {output[0]} > {log} 2>&1"

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fce.stages.images import OWN, own_copy
+from fce.stages.images import OWN
 from pipeline.catalogue import ROOT, STAGES
 from pipeline.errors import UserError
+from pipeline.fetch import own_data
 from pipeline.files import Npz, write_json
 from pipeline.params import Params, alone, merge, read
 
@@ -45,7 +46,7 @@ Measured = Callable[[str, int, int, float], dict[str, Any]]  # of what, K, batch
 
 def images() -> str:
     """What the data stage will find: the official archive, or FCE_DATA's own copy where only that is there."""
-    if (path := own_copy(NAME)) is None:
+    if (path := own_data(NAME)) is None:
         return "CIFAR-10"
     arrays = Npz(path, OWN)
     count = sum(arrays.header(f"{part}_images")[0][0] for part in ("train", "test"))

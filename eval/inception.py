@@ -11,12 +11,12 @@ from typing import Any
 
 from pipeline.checkpoint import load
 from pipeline.errors import UserError
+from pipeline.fetch import WEIGHTS as FILE
 from pipeline.fetch import obtain, way
 from pipeline.files import atomic, sha256
 from pipeline.job import Job
 from pipeline.progress import log
 
-FILE = "weights-inception-2015-12-05-6726825d.pth"
 ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # its beginning stands in the file's name
 NETWORK = "inception-v3-compat"  # torch-fidelity's name of it

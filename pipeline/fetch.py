@@ -1,13 +1,15 @@
-"""Files from elsewhere: your own, in the folder that FCE_DATA names, or a download, over https only.
+"""Files from elsewhere: your own, in the folder that FCE_DATA names (else `data/`), or a download, over https only.
 
 Neither is used before its SHA-256 holds. (torchvision's own download falls back from https to http in silence.)
 """
 
+import hashlib
 import os
 import shutil
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -15,6 +17,19 @@ from pipeline.errors import UserError
 from pipeline.progress import log
 
 TRIES = 3  # of a download
+DOWNLOADS = Path("build/downloads")
+OFFICIAL = {  # file: (address, sha256, as public code has it beside torchvision's md5, which its loaders check too)
+    "svhn": {
+        "train_32x32.mat": ("https://ufldl.stanford.edu/housenumbers/train_32x32.mat",
+                            "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8"),
+        "test_32x32.mat": ("https://ufldl.stanford.edu/housenumbers/test_32x32.mat",
+                           "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b")},
+    "cifar10": {
+        "cifar-10-python.tar.gz": ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+                                   "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce")},
+}
+UNPACKED = "cifar-10-batches-py"  # what CIFAR-10's archive holds; torchvision checks each file's md5
+WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
 def way(address: str, sha256: str) -> str:
@@ -23,22 +38,64 @@ def way(address: str, sha256: str) -> str:
 
 
 def own_folder() -> Path:
-    """The folder of your own files: the one that FCE_DATA names, else the present one.
+    """The folder of your own files: the one that FCE_DATA names, else `data`.
 
     Raises:
         UserError: FCE_DATA names what is no folder.
     """
-    folder = Path(os.environ.get("FCE_DATA") or ".").expanduser()
-    if not folder.is_dir():
+    folder = Path(os.environ.get("FCE_DATA") or "data").expanduser()
+    if os.environ.get("FCE_DATA") and not folder.is_dir():
         raise UserError(f"FCE_DATA names {folder}, which is no folder; mend its name, or unset it to download")
     return folder
 
 
+def own_input(stage: str, data: Any = None) -> Path | None:
+    """The file or folder of yours that a stage reads; `data` is its section of params.yaml."""
+    if stage == "inception":
+        return own_file(WEIGHTS)
+    return own_data(data.source, getattr(data, "file", "")) if stage == "data" else None
+
+
+def own_data(source: str, file: str = "") -> Path | None:
+    """The file or folder of yours that a `data:` section reads: the one it names or, where the official files of SVHN
+    and CIFAR-10 are nowhere at hand, the npz of that name; None where nothing is there.
+    """
+    if file:
+        path = own_folder() / Path(file).expanduser()  # which is the file alone where that is absolute
+    elif source in OFFICIAL:
+        path = own_folder() / f"{source}.npz"
+        places = (own_folder(), DOWNLOADS / source)
+        if any((place / name).exists() for name in (*OFFICIAL[source], UNPACKED) for place in places):
+            return None
+    else:
+        return None
+    return path if path.exists() else None
+
+
+def own_file(name: str) -> Path | None:
+    """A file in your folder, or in a folder of it."""
+    folder = own_folder()
+    return next((path for path in (folder / name, *folder.glob(f"*/{name}")) if path.exists()), None)
+
+
+def fingerprint(path: Path | None) -> str:
+    """A hash of a file's content, or of the names, sizes and dates in a folder, which may be large; "" of none."""
+    if path is None:
+        return ""
+    if path.is_file():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    found = hashlib.sha256()
+    for each in sorted(path.rglob("*")):
+        known = each.stat()
+        found.update(f"{each.relative_to(path)} {known.st_size} {known.st_mtime_ns}\n".encode())
+    return found.hexdigest()
+
+
 def obtain(file: str, address: str, target: Path, how: str) -> None:
     """Write `file`, not checked yet, to `target`; `how` a user gets it by hand is said where that fails."""
-    folder = own_folder()
     try:
-        if own := next((path for path in (folder / file, *folder.glob(f"*/{file}")) if path.exists()), None):
+        if own := own_file(file):
             shutil.copy(own, target)
         else:
             log.info("downloading %s", address)

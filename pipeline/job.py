@@ -12,10 +12,11 @@ from typing import Any, NoReturn
 
 import torch
 
+from pipeline import fetch
 from pipeline.catalogue import STAGES
 from pipeline.checkpoint import save
 from pipeline.errors import Stopped, UserError
-from pipeline.files import digest, sha256
+from pipeline.files import digest
 from pipeline.numerics import seed_of
 from pipeline.progress import log
 from pipeline.provenance import environment
@@ -87,7 +88,7 @@ class Job:
     @cached_property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of each input."""
-        return {name: sha256_of(path, path.stat().st_mtime_ns) for name, path in self.inputs.items()}
+        return {name: hash_of(path, path.stat().st_mtime_ns) for name, path in self.inputs.items()}
 
     @cached_property
     def key(self) -> str:
@@ -103,9 +104,9 @@ class Job:
 
 
 @cache
-def sha256_of(path: Path, _: int) -> str:
-    """Of a file as it was at that time: jobs that share an input read it once for it."""
-    return sha256(path)
+def hash_of(path: Path, _: int) -> str:
+    """Of an input as it was at that time: jobs that share one read it once for it."""
+    return fetch.fingerprint(path)
 
 
 def tags_of(out: Path, stage: str) -> dict[str, str]:

@@ -17,7 +17,16 @@ from ruamel.yaml.error import YAMLError
 from pipeline.catalogue import ARMS, FEATURES, MODEL, NEXT_FLOW, PLACES, STAGES
 from pipeline.mistakes import ParamsError, check, require_keys, suggestion
 from pipeline.schema.data import SOURCES, TOY_SOURCES
-from pipeline.schema.experiment import KINDS, SECTIONS, Experiment, Profile, Sections, Seeds, ToyExperiment
+from pipeline.schema.experiment import (
+    KINDS,
+    SECTIONS,
+    Experiment,
+    ImageExperiment,
+    Profile,
+    Sections,
+    Seeds,
+    ToyExperiment,
+)
 from pipeline.schema.kinds import Strict
 
 PROFILES = ("full", "small", "quick")
@@ -40,9 +49,13 @@ class Params(Strict):
         return seeds.toy if isinstance(self.experiments[profile][experiment], ToyExperiment) else seeds.images
 
     def has(self, stage: str, profile: str, experiment: str) -> bool:
-        """Whether an experiment has a stage: all of its sections."""
-        given = {*type(self.experiments[profile][experiment]).model_fields, "joint"}
-        return bool(STAGES[stage].sections) and given.issuperset(STAGES[stage].sections)
+        """Whether an experiment has a stage: all of its sections and, where it needs them, labels."""
+        known, row = self.experiments[profile][experiment], STAGES[stage]
+        if isinstance(known, ImageExperiment) and not known.labelled:
+            by_classifier = FEATURES in row.needs.values() and known.fid.features == "classifier"
+            if row.labelled or by_classifier:
+                return False
+        return bool(row.sections) and {*type(known).model_fields, "joint"}.issuperset(row.sections)
 
     def models(self, stage: str, profile: str, experiment: str) -> tuple[str, ...]:
         """The arms, and the models beside them, that a stage is run on."""

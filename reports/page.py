@@ -193,8 +193,10 @@ def scope(results: Results, origins: pd.DataFrame) -> list[Block]:
 def sizes(results: Results, experiment: str) -> str:
     """How many images each part of an experiment's data holds; nothing of 2D points."""
     files = [Npz(path, ()) for path in results.found("data", experiment, ".npz").values()]
-    return ", ".join(f"{file.header(name)[0][0]:,} {name.removesuffix('_images')}" for file in files for name in file
-                     if name.endswith("_images"))
+    found = ", ".join(f"{file.header(name)[0][0]:,} {name.removesuffix('_images')}" for file in files for name in file
+                      if name.endswith("_images"))
+    unlabelled = found and not any(name.endswith("_labels") for file in files for name in file)
+    return found + "; no labels, so no linear classification, and no distance by a classifier" * bool(unlabelled)
 
 
 def sources(origins: pd.DataFrame) -> list[Block]:

@@ -4,12 +4,16 @@ import hashlib
 import io
 import logging
 import math
+import os
 import re
+import shutil
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from fce.data import pixels, toy
@@ -18,7 +22,7 @@ from fce.stages import images
 from pipeline import fetch
 from pipeline.errors import UserError
 from pipeline.params import load
-from pipeline.schema.data import Npz, Official
+from pipeline.schema.data import Folder, Npz, Official
 
 PARTS = ("train", "validation", "test")
 ARCHIVES = [("svhn", "train_32x32.mat"), ("cifar10", "cifar-10-python.tar.gz")]
@@ -268,7 +272,7 @@ def test_without_a_network_the_message_says_what_to_put_where(tmp_path, monkeypa
     monkeypatch.setattr("pipeline.fetch.urlopen", no_network)
     with pytest.raises(UserError) as caught:
         images.load(Official(source=source, validation=5000, split_seed=0))
-    for part in (file, *images.OFFICIAL[source][file], "FCE_DATA", "no route to host"):
+    for part in (file, *fetch.OFFICIAL[source][file], "FCE_DATA", "no route to host"):
         assert part in str(caught.value)
 
 
@@ -337,8 +341,8 @@ def test_a_folder_of_ones_own_is_found_or_its_name_is_an_error(tmp_path, monkeyp
 def test_unpacked_files_that_are_not_cifar10s_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FCE_DATA", str(tmp_path))
-    (tmp_path / images.UNPACKED).mkdir()
-    (tmp_path / images.UNPACKED / "data_batch_1").write_bytes(b"something else")
+    (tmp_path / fetch.UNPACKED).mkdir()
+    (tmp_path / fetch.UNPACKED / "data_batch_1").write_bytes(b"something else")
     with pytest.raises(UserError, match=r"cifar-10-batches-py.*unpack the archive again"):
         images.load(Official(source="cifar10", validation=5000, split_seed=0))
 
@@ -361,3 +365,74 @@ def test_every_image_comes_once_per_pass():
         assert sorted(seen.tolist()) == list(range(12))
     with pytest.raises(ValueError, match="only 12"):
         data.batch(13, generator)
+
+
+def test_images_without_labels_have_none(tmp_path, monkeypatch):
+    bare = {name: array for name, array in GOOD.items() if name.endswith("_images")}
+    arrays = load_own(tmp_path, monkeypatch, bare, labels=False)
+    assert set(arrays) == {*(f"{part}_images" for part in PARTS), "levels"}
+    assert load_own(tmp_path, monkeypatch, GOOD, labels=False).keys() == arrays.keys()
+    with pytest.raises(UserError, match="train_labels"):
+        load_own(tmp_path, monkeypatch, bare)
+
+
+FOLDER = Folder(source="folder", file="faces", side=8, channels=3, validation=1, split_seed=0)
+
+
+def save_picture(path, array, mode=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array, mode).save(path)
+
+
+@pytest.fixture
+def faces(tmp_path, monkeypatch):
+    """A folder of pictures: four 16x8 with a red middle, two of class `b`; one 8x8 and green in test/."""
+    monkeypatch.setenv("FCE_DATA", str(tmp_path))
+    red, green = np.zeros((8, 16, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)
+    red[:, 4:12, 0], green[..., 1] = 200, 100
+    for i in range(4):
+        save_picture(tmp_path / "faces/train" / "ab"[i % 2] / f"{i}.png", red)
+    save_picture(tmp_path / "faces/test/b/0.png", green)
+    (tmp_path / "faces/train/a/notes.txt").write_text("no picture")
+    return tmp_path / "faces"
+
+
+def test_a_folder_of_pictures_is_cut_scaled_and_labelled(faces):
+    arrays = images.load(FOLDER)
+    assert arrays["train_images"].shape == (3, 8, 8, 3) and (arrays["train_images"] == [200, 0, 0]).all()
+    assert (arrays["test_images"] == [0, 100, 0]).all() and arrays["test_labels"].tolist() == [1]
+    assert sorted([*arrays["train_labels"], *arrays["validation_labels"]]) == [0, 0, 1, 1] and arrays["levels"] == 256
+    grey = images.load(FOLDER.model_copy(update={"channels": 1, "labels": False, "side": 10}))
+    assert grey["train_images"].shape == (3, 10, 10, 1) and "train_labels" not in grey
+
+
+@pytest.mark.parametrize(("damage", "says"), [
+    (lambda faces: (faces / "train/a/0.png").write_bytes(b"something else"), r"train/a/0\.png is no whole image"),
+    (lambda faces: save_picture(faces / "train/a/0.png", np.full((8, 8), 40_000, np.uint16)), "more than 8 bits"),
+    (lambda faces: save_picture(faces / "test/c/0.png", np.zeros((8, 8, 3), np.uint8)), "that train/ has not: c"),
+    (lambda faces: shutil.rmtree(faces / "test"), "faces/test.*folder for each class, or data.labels: false"),
+    (lambda faces: shutil.rmtree(faces), r"faces does not exist; data\.file is looked for"),
+])
+def test_a_folder_that_is_not_as_it_should_is_refused_with_its_place(faces, damage, says):
+    damage(faces)
+    with pytest.raises(UserError, match=says):
+        images.load(FOLDER)
+
+
+def test_an_own_input_has_a_hash_that_its_content_decides(faces, tmp_path, monkeypatch):
+    np.savez(tmp_path / "own.npz", **GOOD)
+    path = fetch.own_input("data", SECTION)
+    assert path == tmp_path / "own.npz" and fetch.own_input("pretrain", SECTION) is None
+    before, pictures = fetch.fingerprint(path), fetch.fingerprint(faces)
+    os.utime(path, (0, 0))
+    assert fetch.fingerprint(path) == before
+    np.savez(path, **GOOD | {"train_labels": GOOD["train_labels"][::-1]})
+    assert fetch.fingerprint(path) != before
+    (faces / "train/a/0.png").unlink()
+    assert fetch.fingerprint(faces) != pictures and fetch.own_input("data", FOLDER) == faces
+    assert fetch.own_input("inception") is None
+    (tmp_path / fetch.WEIGHTS).touch()
+    assert fetch.own_input("inception") == tmp_path / fetch.WEIGHTS
+    monkeypatch.delenv("FCE_DATA")
+    monkeypatch.chdir(tmp_path)
+    assert fetch.own_input("data", SECTION) is None and fetch.own_folder() == Path("data")

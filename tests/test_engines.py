@@ -3,6 +3,7 @@
 One checkout is led through the scenarios in turn, with points, with images and with somebody's own images.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -29,7 +30,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part, n in (("train", 120), ("test", 60)):
         images = rng.integers(0, 256, (n, 8, 8, 3), np.uint8)
         arrays |= {f"{part}_images": images, f"{part}_labels": np.arange(n) % 10}
-    np.savez(folder / "mine.npz", **arrays)
+    np.savez(folder / "data/mine.npz", **arrays)
     block = re.search(r"```yaml\n(experiments:\n  mine:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert block
     entry: dict[str, Any] = YAML(typ="safe", pure=True).load(block[1])["experiments"]["mine"]
@@ -52,7 +53,7 @@ def commit(folder: Path) -> Path:
 
 def call(folder: Path, command: str) -> str:
     """Run a command in a checkout; returns what it says."""
-    done = subprocess.run(command.split(), cwd=folder, env=environment(FCE_DATA=str(folder)), capture_output=True,
+    done = subprocess.run(command.split(), cwd=folder, env=environment(FCE_DATA="data"), capture_output=True,
                           text=True, timeout=900)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
@@ -113,7 +114,7 @@ def test_a_clone_gets_outputs_from_a_remote_and_goes_on(project: Path, tmp_path:
     commit(project)
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", str(project), str(clone)], check=True)
-    shutil.copy(project / "mine.npz", clone)
+    shutil.copy(project / "data/mine.npz", clone / "data")
     call(clone, "make -o install pull")
     assert run(clone, SNAKEMAKE) == set()
     assert run(clone, DVC) == set()
@@ -133,10 +134,23 @@ def test_a_clone_gets_outputs_from_a_remote_and_goes_on(project: Path, tmp_path:
     assert run(clone, "snakemake --cores 2 build/quick/ring/scores.txt") == set()
 
 
+def test_a_changed_file_of_the_users_is_seen_by_both_engines(project: Path) -> None:
+    # 11: whatever its date says
+    file = project / "data/mine.npz"
+    arrays = dict(np.load(file))
+    for engine, after in ((SNAKEMAKE, DVC), ("dvc repro quick-run@mine", SNAKEMAKE)):
+        arrays["test_images"] = arrays["test_images"][::-1]
+        np.savez(file, **arrays)
+        os.utime(file, (0, 0))
+        made = run(project, engine)
+        assert {"mine/data", "mine/seed-0/mle/bits_per_dim"} <= made and {name.split("/")[0] for name in made} == {"mine"}
+        assert run(project, after) == set()
+
+
 def test_without_a_remote_pull_says_what_is_missing(tmp_path: Path) -> None:
     folder = make_project(tmp_path)
     command = ["make", "-o", "install", "pull"]
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=environment(FCE_DATA="data"), capture_output=True, text=True)
     assert done.returncode != 0 and "no DVC remote is set" in done.stdout and "dvc remote add" in done.stdout
 
 

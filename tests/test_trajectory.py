@@ -20,6 +20,7 @@ from fce.stages import images
 from fce.stages.moments import Moments
 from fce.watch import Watch
 from pipeline.checkpoint import load
+from pipeline.fetch import own_data
 from pipeline.files import read_arrays
 from pipeline.job import Job
 from pipeline.schema.training import Trajectory
@@ -136,14 +137,14 @@ def test_a_long_saturation_is_said_once_of_its_run_or_ends_the_game(action, capl
 def test_an_own_copy_stands_in_for_the_official_archive_where_that_is_not_at_hand(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FCE_DATA", str(tmp_path))
-    assert images.own_copy("cifar10") is None
+    assert own_data("cifar10") is None
     arrays = {f"{part}_{what}": np.zeros((6, 32, 32, 3)[: 4 if what == "images" else 1], np.uint8)
               for part in ("train", "test") for what in ("images", "labels")}
     np.savez(tmp_path / "cifar10.npz", **arrays)
-    assert images.own_copy("cifar10") == tmp_path / "cifar10.npz"
+    assert own_data("cifar10") == tmp_path / "cifar10.npz"
     assert images.official("cifar10")["train_images"].shape == (6, 32, 32, 3)
     (tmp_path / "cifar-10-python.tar.gz").touch()
-    assert images.own_copy("cifar10") is None
+    assert own_data("cifar10") is None
 
 
 def test_a_curve_counts_the_longest_row_of_saturated_updates(place):

@@ -1,7 +1,7 @@
-"""Where images come from: SVHN and CIFAR-10 (torchvision), scikit-learn's digits, a user's own npz.
+"""Where images come from: SVHN and CIFAR-10 (torchvision), scikit-learn's digits, a user's own npz or folder.
 
-`FCE_DATA` names a folder of files you already have (the official archives, npz files, Inception weights); what
-is downloaded goes to build/downloads.
+`FCE_DATA` names a folder of files you already have (the official archives, npz files, Inception weights), which is
+`data` where it is not set; what is downloaded goes to build/downloads.
 """
 
 import os
@@ -9,43 +9,35 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from pipeline.errors import UserError
-from pipeline.fetch import obtain, own_folder, way
+from pipeline.fetch import DOWNLOADS, OFFICIAL, UNPACKED, obtain, own_data, own_folder, way
 from pipeline.files import Arrays, Npz, atomic, read_arrays, sha256
 from pipeline.progress import log
-from pipeline.schema.data import Digits, Official
+from pipeline.schema.data import Digits, Folder, Official, Own
 from pipeline.schema.data import Npz as OwnNpz
 
-DOWNLOADS = Path("build/downloads")
-OFFICIAL = {  # file: (address, sha256, as public code has it beside torchvision's md5, which its loaders check too)
-    "svhn": {
-        "train_32x32.mat": ("https://ufldl.stanford.edu/housenumbers/train_32x32.mat",
-                            "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8"),
-        "test_32x32.mat": ("https://ufldl.stanford.edu/housenumbers/test_32x32.mat",
-                           "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b")},
-    "cifar10": {
-        "cifar-10-python.tar.gz": ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-                                   "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce")},
-}
-UNPACKED = "cifar-10-batches-py"  # what CIFAR-10's archive holds; torchvision checks each file's md5
 MOST_CLASSES = 10_000  # more are no classes, but names of images
-OWN = ("train_images", "train_labels", "test_images", "test_labels")  # what a user's npz holds
+OWN = ("train_images", "test_images", "train_labels", "test_labels")  # what a user's npz holds; maybe no labels
 
 
-def load(data: Digits | Official | OwnNpz) -> Arrays:
+def load(data: Digits | Official | OwnNpz | Folder) -> Arrays:
     """Arrays {train,validation,test}_{images,labels} and `levels`, as a `data:` section of params.yaml says.
 
     Raises:
-        UserError: a file is missing, has a wrong checksum, or holds something other than labelled images.
+        UserError: a file is missing, has a wrong checksum, or holds something other than images and their labels.
     """
+    labelled = not isinstance(data, Own) or data.labels
     if isinstance(data, Digits):
         arrays, levels = digits(data.test, data.split_seed), 17
     elif isinstance(data, OwnNpz):
-        arrays, levels = read_arrays(find_npz(data.file), OWN), data.levels
+        arrays, levels = read_arrays(own(data), OWN if labelled else OWN[:2]), data.levels
+    elif isinstance(data, Folder):
+        arrays, levels = folder(own(data), data.side, data.channels, labelled), 256
     else:
         arrays, levels = official(data.source), 256
-    check(arrays, levels, data.source)
+    check(arrays, levels, data.source, labelled=labelled)
     look_at(arrays, levels, data.source)
     arrays = split(arrays, data.validation, data.split_seed)
     return {**arrays, "levels": np.array(levels)}
@@ -68,17 +60,49 @@ def parts(**pairs: tuple[np.ndarray, np.ndarray]) -> Arrays:
             for what, array in zip(("images", "labels"), pair, strict=True)}
 
 
-def own_copy(name: str) -> Path | None:
-    """The npz in FCE_DATA that stands in for SVHN or CIFAR-10 where the official files are nowhere at hand."""
-    folder = own_folder()
-    there = any((place / file).exists() for file in (*OFFICIAL[name], UNPACKED) for place in (folder, DOWNLOADS / name))
-    path = folder / f"{name}.npz"
-    return path if path.exists() and not there else None
+def folder(place: Path, side: int, channels: int, labelled: bool) -> Arrays:
+    """The images below train/ and test/, cut to a square in the middle and scaled to `side`; labels by class folder.
+
+    Raises:
+        UserError: there are none, a class of test/ is not in train/, or a file is no image of 8 bits a channel.
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes  # takes seconds to import
+
+    found, classes = Arrays(), dict[str, int]()
+    for part in ("train", "test"):
+        try:
+            known = find_classes(place / part)[1] if labelled else {"": 0}
+        except FileNotFoundError as error:
+            raise UserError(f"{error}; it needs a folder for each class, or data.labels: false") from None
+        classes = classes or known
+        if strangers := known.keys() - classes.keys():
+            raise UserError(f"{place / part} has classes that train/ has not: {', '.join(sorted(strangers))}")
+        files = [(path, classes[name]) for name in known for path in sorted((place / part / name).rglob("*"))
+                 if path.suffix.lower() in IMG_EXTENSIONS]
+        if not files:
+            raise UserError(f"{place / part}: no images ({', '.join(IMG_EXTENSIONS)})")
+        found[f"{part}_images"] = np.stack([square(path, side, channels) for path, _ in files])
+        if labelled:
+            found[f"{part}_labels"] = np.array([label for _, label in files])
+    return found
+
+
+def square(path: Path, side: int, channels: int) -> np.ndarray:
+    """An image file as uint8 [side, side, channels]: its middle, scaled (Lanczos)."""
+    try:
+        with Image.open(path) as image:
+            if image.mode[0] in "IF":
+                raise UserError(f"{path}: more than 8 bits a channel ({image.mode}); scale it to 0..255 and save that")
+            upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+            fitted = ImageOps.fit(upright, (side, side), Image.Resampling.LANCZOS)
+            return np.asarray(fitted).reshape(side, side, channels)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path} is no whole image ({error}); mend it, or take it away") from None
 
 
 def official(name: str) -> Arrays:
     """SVHN (train, test; label 10 read as 0) or CIFAR-10: the official files through torchvision, or an own copy."""
-    if path := own_copy(name):
+    if path := own_data(name):
         log.info("%s: from %s, which is not the official archive", name, path)
         return read_arrays(path, OWN)
     from torchvision import datasets  # takes seconds to import, and other data do without
@@ -114,12 +138,12 @@ def fetch(file: str, address: str, checksum: str, root: Path) -> None:
             raise UserError(f"{file} has a wrong checksum; {how}")
 
 
-def find_npz(file: str) -> Path:
-    path = own_folder() / Path(file).expanduser()  # which is the file alone where that is absolute
-    if not path.exists():
-        raise UserError(f"{path} does not exist; data.file is looked for in the folder that FCE_DATA names "
-                        f"({os.environ.get('FCE_DATA') or 'not set: here'})")
-    return path
+def own(data: OwnNpz | Folder) -> Path:
+    """The file or folder that a section names; UserError where it is missing."""
+    if path := own_data(data.source, data.file):
+        return path
+    raise UserError(f"{own_folder() / Path(data.file).expanduser()} does not exist; data.file is looked for in the "
+                    f"folder that FCE_DATA names ({os.environ.get('FCE_DATA') or 'not set: data'})")
 
 
 def check(arrays: Mapping[str, np.ndarray], levels: int, source: str, parts: tuple[str, ...] = ("train", "test"),
@@ -209,11 +233,13 @@ def check_labels(labels: np.ndarray, images: int, where: str) -> None:
 
 def split(arrays: Arrays, validation: int, seed: int) -> Arrays:
     """Cut a validation part from the training part, never from the test part, by index."""
-    images, labels = arrays["train_images"], arrays["train_labels"]
+    images = arrays["train_images"]
     if validation > len(images) - 2:
         raise UserError(f"data.validation: {validation} of only {len(images)} training images; leave 2 or more")
     order = np.random.default_rng(seed).permutation(len(images))
-    held, kept = np.sort(order[:validation]), np.sort(order[validation:])
-    return parts(train=(images[kept], labels[kept].astype(np.int64)),
-                 validation=(images[held], labels[held].astype(np.int64)),
-                 test=(arrays["test_images"], arrays["test_labels"].astype(np.int64)))
+    cut = {"train": np.sort(order[validation:]), "validation": np.sort(order[:validation])}
+    found = {f"{part}_images": images[index] for part, index in cut.items()} | {"test_images": arrays["test_images"]}
+    if "train_labels" in arrays:
+        found |= {f"{part}_labels": arrays["train_labels"][index].astype(np.int64) for part, index in cut.items()}
+        found["test_labels"] = arrays["test_labels"].astype(np.int64)
+    return found

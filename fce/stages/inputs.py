@@ -16,6 +16,7 @@ from pipeline import processes
 from pipeline.catalogue import STAGES
 from pipeline.checkpoint import load
 from pipeline.errors import UserError
+from pipeline.fetch import own_input
 from pipeline.files import Npz
 from pipeline.job import Job
 from pipeline.schema.data import Points
@@ -31,6 +32,8 @@ def check(job: Job, files: dict[Path, Npz] | None = None) -> None:
     """
     if "joint" in job.params and job.params.joint.needs_flow:
         job.need("flow")
+    if path := own_input(job.stage, getattr(job.params, "data", None)):
+        job.inputs["own"] = path
     shape = None
     if "data" in job.inputs:
         job.data = open_data(job, {} if files is None else files)

@@ -55,21 +55,35 @@ class Official(Strict):
     split_seed: Seed
 
 
-class Npz(Strict):
-    """A user's own images: train_images, train_labels, test_images, test_labels."""
+class Own(Strict):
+    """A user's own images; without labels they have no linear classification, and no distance by a classifier."""
 
-    source: Literal["npz"]
     file: Annotated[str, Field(min_length=1)]
-    levels: Annotated[int, Field(ge=2, le=256)]
+    labels: bool = True
     validation: Count
     split_seed: Seed
 
 
+class Npz(Own):
+    """train_images, train_labels, test_images, test_labels."""
+
+    source: Literal["npz"]
+    levels: Annotated[int, Field(ge=2, le=256)]
+
+
+class Folder(Own):
+    """train/ and test/, each with a folder for each class or, without labels, with images anywhere below."""
+
+    source: Literal["folder"]
+    side: Annotated[int, Field(ge=8, le=1024)]  # to which images are cut to a square and scaled
+    channels: Literal[1, 3]
+
+
 TOY_SOURCES = tuple(DENSITIES)
-SOURCES = (*TOY_SOURCES, "digits", "svhn", "cifar10", "npz")
+SOURCES = (*TOY_SOURCES, "digits", "svhn", "cifar10", "npz", "folder")
 if TYPE_CHECKING:
     Toy = Points
-    Data = Points | Digits | Official | Npz
+    Data = Points | Digits | Official | Npz | Folder
 else:
     Toy = Annotated[Union[tuple(map(model_of, DENSITIES))], Field(discriminator="source")]  # noqa: UP007 - of a list
-    Data = Annotated[Toy | Digits | Official | Npz, Field(discriminator="source")]
+    Data = Annotated[Toy | Digits | Official | Npz | Folder, Field(discriminator="source")]

@@ -4,7 +4,7 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from pipeline.schema.data import Data, Digits, Npz, Official, Toy
+from pipeline.schema.data import Data, Digits, Folder, Npz, Official, Own, Toy
 from pipeline.schema.kinds import Distinct, Seed, Strict
 from pipeline.schema.measures import BitsPerDim, Classifier, Density, Fid, LogZ, Probe, Sample, Supervised
 from pipeline.schema.training import Dcgan, Energy, Flow, Joint, Pretrain, Trajectory
@@ -55,8 +55,13 @@ class ToyExperiment(Training):
 
 
 class ImageExperiment(OfImages):
-    data: Annotated[Digits | Official | Npz, Field(discriminator="source")]
+    data: Annotated[Digits | Official | Npz | Folder, Field(discriminator="source")]
     arms: Annotated[dict[str, Joint], Field(min_length=1)]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its images have labels."""
+        return not isinstance(self.data, Own) or self.data.labels
 
     @model_validator(mode="after")
     def fits(self) -> "ImageExperiment":
@@ -69,7 +74,7 @@ class ImageExperiment(OfImages):
             raise ValueError("pretrain.trajectory and joint.trajectory: moments must be 1 or more")
         if not self.data.validation and self.pretrain.select == "validation":
             raise ValueError("pretrain.select: validation needs a validation part; raise data.validation, or use last")
-        if bool(self.data.validation) == bool(self.probe.validation):
+        if self.labelled and bool(self.data.validation) == bool(self.probe.validation):
             raise ValueError("data.validation and probe.validation: probe and supervised choose by the labels of one; "
                              "set the other to 0")
         return self
