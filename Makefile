@@ -70,7 +70,7 @@ pull: install  ## outputs from the DVC remote, marked as up to date for Snakemak
 	@ls build/*/*/scores.txt > /dev/null 2>&1 || { echo "the remote holds nothing of what dvc.lock names"; exit 2; }
 	snakemake --cores 1 --touch --forceall $$(ls build/*/*/scores.txt build/report/*/index.html 2> /dev/null)
 
-COMPILE = $(VENV)/bin/uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+COMPILE = $(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
   --no-header --no-annotate -q
 EXTRA = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])
 lock: pyproject.toml  ## refresh the lock files (envs/README.md)

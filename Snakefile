@@ -2,12 +2,13 @@
 # size for two cores, `snakemake --cores 2 quick` minutes. A job depends on files only: its input data, its slice of
 # params.yaml and the code it computes with; so `dvc repro`, which calls this file, and `snakemake` never disagree on what
 # is stale. The rules come from pipeline/catalogue.toml.
+import math
 import os
 import sys
 from pathlib import Path
 
 from pipeline.catalogue import HOME, MODEL, SEED, STAGES
-from pipeline.devices import gpus
+from pipeline.devices import gpus, memory, processors
 from pipeline.errors import UserError
 from pipeline.fetch import fingerprint, own_input
 from pipeline.params import PROFILES, ParamsError, load
@@ -20,9 +21,15 @@ except ParamsError as error:
 
 FCE = "python -m fce"
 GPU = int(gpus() > 0)  # a GPU is a resource only where there is one
+MEMORY = memory()
 SHARED = int(os.environ.get("FCE_GPUS", "1"))  # how many GPUs one training of images takes
 SLICES = {path: text for profile, names in PARAMS.experiments.items() for name in names
           for path, text in PARAMS.slices(profile, name).items()}
+
+if workflow.local_exec:  # jobs that run side by side fit into this machine, or into the container that it is
+    workflow.global_resources.setdefault("mem_mb", MEMORY)
+    if workflow.cores > processors():
+        workflow.global_resources["_cores"] = max(1, math.ceil(processors()))
 
 
 wildcard_constraints:
@@ -58,6 +65,15 @@ def threads(wildcards):
     """On a CPU, one core for small jobs, four for images where Glow is as wide as the paper's, or nearly."""
     wide = PARAMS.experiments[wildcards.profile][wildcards.experiment].flow.width > 128
     return 4 if wide and is_images(wildcards) and not GPU else 1
+
+
+def mem_mb(name):
+    """What a job takes, by the size of its inputs; at most what there is, or it would never start."""
+    def of_inputs(wildcards, input):
+        wanted = 1000 + STAGES[name].memory * input.size_mb
+        return round(min(wanted, MEMORY) if workflow.local_exec else wanted)
+
+    return of_inputs
 
 
 def flags(name, paths, seeds=(), arms=()):
@@ -172,6 +188,7 @@ for NAME, STAGE in STAGES.items():
         threads: threads if STAGE.sections else 1
         resources:
             gpu=gpu if STAGE.needs else 0,
+            mem_mb=mem_mb(NAME),
         params:
             flags=flags_of(NAME),
             own=own_hash(NAME) if NAME in ("data", "inception") else "",

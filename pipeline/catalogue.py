@@ -46,6 +46,7 @@ class Stage:
         resumes: whether it keeps its state, and goes on from it.
         shared: whether what it trains can be compiled, and shared by several processes.
         compiles: whether it is compiled on a GPU without being asked, where it trains on images.
+        memory: what it takes for each MB of its inputs, in MB, beside a GB.
     """
 
     file: str
@@ -62,6 +63,7 @@ class Stage:
     resumes: bool = False
     shared: bool = False
     compiles: bool = False
+    memory: int = 6
 
     @property
     def measures(self) -> bool:

@@ -1,15 +1,22 @@
-"""Which device a job uses: asked of the driver and of torch, never of what lies on the PATH."""
+"""What this machine has for jobs: GPUs, as the driver and torch have them, and the memory and processors that are free.
+
+Containers and schedulers allow less than the machine has: their limits are those of this process's cgroups.
+"""
 
 import ctypes
 import fcntl
+import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.progress import log
+
+GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # of Linux; elsewhere there are none
 
 
 @cache
@@ -69,3 +76,29 @@ def take(indices: Sequence[int]) -> int:
         else:
             return index
     return indices[os.getpid() % len(indices)]
+
+
+def memory() -> int:
+    """MB that are free for jobs."""
+    import psutil  # Snakemake's; a stage does without
+
+    limits = [text for name in ("memory.max", "memory.limit_in_bytes") for text in limits_in(name)]
+    return min([psutil.virtual_memory().available, *(int(text) for text in limits if text.isdigit())]) // 2**20
+
+
+def processors() -> float:
+    """How many processors a quota leaves to jobs; infinity where there is none."""
+    quotas = [text.split() for text in limits_in("cpu.max")]  # microseconds in a period, or "max 100000"
+    quotas += [[text, "100000"] for text in limits_in("cpu.cfs_quota_us")]
+    return min((int(quota) / int(period) for quota, period in quotas if quota.isdigit()), default=math.inf)
+
+
+def limits_in(name: str) -> Iterator[str]:
+    """The content of the files of this name in this process's cgroups, and in those around them."""
+    for line in OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else ():
+        _, kinds, place = line.split(":", 2)
+        root = GROUPS / kinds.removeprefix("name=")
+        group = root / place.lstrip("/")
+        for folder in [group, *[each for each in group.parents if each.is_relative_to(root)]]:
+            with suppress(OSError):
+                yield (folder / name).read_text().strip()

@@ -1,6 +1,7 @@
 """What breaks costs minutes, never a result: full disks, dead servers, kills of either engine, memory, divergence."""
 
 import json
+import math
 import os
 import re
 import resource
@@ -143,6 +144,22 @@ def test_jobs_side_by_side_get_a_gpu_each(tmp_path, monkeypatch) -> None:
     assert [devices.take(range(3)) for _ in range(3)] == [0, 1, 2] and devices.take(range(3)) in (0, 1, 2)
     os.close(held[1])
     assert devices.take(range(3)) == 1 and devices.take([0]) == 0
+
+
+@pytest.mark.parametrize(("group", "file", "text", "says"), [
+    ("0::/a/b", "a/b/cpu.max", "150000 100000", 1.5), ("0::/a/b", "a/cpu.max", "max 100000", math.inf),
+    ("0::/a/b", "cpu.max", "200000 100000", 2.0), ("3:cpu,cpuacct:/a", "cpu,cpuacct/cpu.cfs_quota_us", "400000", 4.0),
+    ("3:cpu,cpuacct:/a", "cpu,cpuacct/a/cpu.cfs_quota_us", "-1", math.inf), ("0::/a/b", "a/memory.max", "3145728", 3)])
+def test_a_containers_limits_are_those_of_its_groups(tmp_path, monkeypatch, group, file, text, says) -> None:
+    (tmp_path / "own").write_text(f"{group}\n")
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    monkeypatch.setattr(devices, "GROUPS", tmp_path)
+    monkeypatch.setattr(devices, "OWN_GROUPS", tmp_path / "own")
+    assert (devices.memory() if "memory" in file else devices.processors()) == says
+    path.unlink()
+    assert devices.memory() > 100 and devices.processors() == math.inf
 
 
 def test_gpus_are_shared_where_nothing_can_be_locked(tmp_path, monkeypatch, caplog) -> None:

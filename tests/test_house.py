@@ -153,10 +153,12 @@ def test_an_edit_of_the_training_loops_measures_nothing_again(name: str) -> None
 # What an install brings
 
 
-def test_the_lock_names_no_index() -> None:
+def test_the_lock_names_no_index_and_is_for_a_mac_too() -> None:
     lock = (ROOT / "envs" / "requirements.lock").read_text()
     assert "://" not in lock and len(re.findall(r"^[\w.-]+==", lock, re.MULTILINE)) > 20
     assert "--hash=sha256:" in lock
+    of_cuda = re.findall(r"^(?:nvidia|cuda|triton).*", lock, re.MULTILINE)
+    assert of_cuda and all("sys_platform == 'linux'" in row for row in of_cuda)  # a Mac can install the rest
 
 
 LIBRARY_ALONE = """
