@@ -49,7 +49,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
     with atomic(path) as partial, open(partial, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
