@@ -10,12 +10,12 @@ from pipeline.files import sha256
 
 
 @cache
-def environment() -> dict[str, Any]:
-    """What made a number."""
+def environment(device: str = "cuda") -> dict[str, Any]:
+    """What made a number on a kind of device; `cuda` is the CPU where there is no GPU."""
     import torch  # takes seconds, and who only reads records does without
 
     lock = ROOT / "envs" / "requirements.lock"
-    gpu = torch.cuda.is_available()
+    gpu = device == "cuda" and torch.cuda.is_available()
     return {"commit": git("rev-parse", "HEAD") or "not a git checkout",
             "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
             "lock": sha256(lock)[:16] if lock.exists() else "none",
@@ -25,7 +25,8 @@ def environment() -> dict[str, Any]:
 
 def git(*arguments: str) -> str:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20)
+        trusted = ["git", "-c", f"safe.directory={ROOT}"]  # whose code runs already, whoever owns it
+        done = subprocess.run([*trusted, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()

@@ -22,7 +22,7 @@ from tiny import edit, environment, flags, make_project, run_stage, write_slices
 from eval import inception
 from fce.models import open_flow, open_players
 from fce.stages import pretrain
-from pipeline import devices, track
+from pipeline import devices, provenance, track
 from pipeline.checkpoint import load
 from pipeline.errors import UserError
 from pipeline.stage import fault
@@ -160,6 +160,16 @@ def test_a_containers_limits_are_those_of_its_groups(tmp_path, monkeypatch, grou
     assert (devices.memory() if "memory" in file else devices.processors()) == says
     path.unlink()
     assert devices.memory() > 100 and devices.processors() == math.inf
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_checkout_of_another_owner_has_its_commit(tmp_path, monkeypatch) -> None:
+    for command in ("init -q", "-c user.name=a -c user.email=a@b commit -q --allow-empty -m one"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    for path in [tmp_path, *tmp_path.rglob("*")]:
+        os.chown(path, 12345, 12345)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert len(provenance.git("rev-parse", "HEAD")) == 40
 
 
 def test_gpus_are_shared_where_nothing_can_be_locked(tmp_path, monkeypatch, caplog) -> None:
