@@ -98,7 +98,8 @@ class Job:
 
     def provenance(self) -> dict[str, Any]:
         """Where an output of this job comes from."""
-        return {**environment(self.device), **self.tags, "command": self.command, "params": digest(self.params.model_dump()),
+        return {**environment(self.device), **self.tags, "command": self.command,
+                "params": digest(self.params.model_dump()),
                 "inputs": {name: whole[:16] for name, whole in self.hashes.items()},
                 "seconds": round(time.time() - self.started, 2)}
 
