@@ -244,10 +244,16 @@ def test_a_missing_array_and_a_bare_array_are_refused_by_name(tmp_path, monkeypa
         images.load(SECTION.model_copy(update={"file": "bare.npy"}))
 
 
+def test_a_constant_channel_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="channel 2 is 7 in every pixel"):
+        flat = np.where(np.arange(3) == 2, np.uint8(7), GOOD["train_images"])
+        load_own(tmp_path, monkeypatch, GOOD | {"train_images": flat})
+
+
 @pytest.mark.parametrize(
     ("images_", "says"),
     [
-        (np.full((8, 8, 8, 3), 7, np.uint8), "all are equal"),
+        (GOOD["train_images"][:1].repeat(8, 0), "all are equal"),
         (GOOD["train_images"] // 128, r"only the levels \[0, 1\]"),
         (GOOD["train_images"] // 16, "no level above 15"),
         (GOOD["train_images"][..., :1].repeat(3, 3), "three channels are alike"),
@@ -376,6 +382,7 @@ def test_images_without_labels_have_none(tmp_path, monkeypatch):
         load_own(tmp_path, monkeypatch, bare)
 
 
+MIDDLE = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
 FOLDER = Folder(source="folder", file="faces", side=8, channels=3, validation=1, split_seed=0)
 
 
@@ -386,21 +393,21 @@ def save_picture(path, array, mode=None):
 
 @pytest.fixture
 def faces(tmp_path, monkeypatch):
-    """A folder of pictures: four 16x8 with a red middle, two of class `b`; one 8x8 and green in test/."""
+    """A folder of pictures: four 16x8 with MIDDLE in the middle, two of class `b`; in test/ MIDDLE alone."""
     monkeypatch.setenv("FCE_DATA", str(tmp_path))
-    red, green = np.zeros((8, 16, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)
-    red[:, 4:12, 0], green[..., 1] = 200, 100
+    wide = np.zeros((8, 16, 3), np.uint8)
+    wide[:, 4:12] = MIDDLE
     for i in range(4):
-        save_picture(tmp_path / "faces/train" / "ab"[i % 2] / f"{i}.png", red)
-    save_picture(tmp_path / "faces/test/b/0.png", green)
+        save_picture(tmp_path / "faces/train" / "ab"[i % 2] / f"{i}.png", wide)
+    save_picture(tmp_path / "faces/test/b/0.png", MIDDLE)
     (tmp_path / "faces/train/a/notes.txt").write_text("no picture")
     return tmp_path / "faces"
 
 
 def test_a_folder_of_pictures_is_cut_scaled_and_labelled(faces):
     arrays = images.load(FOLDER)
-    assert arrays["train_images"].shape == (3, 8, 8, 3) and (arrays["train_images"] == [200, 0, 0]).all()
-    assert (arrays["test_images"] == [0, 100, 0]).all() and arrays["test_labels"].tolist() == [1]
+    assert arrays["train_images"].shape == (3, 8, 8, 3) and (arrays["train_images"] == MIDDLE).all()
+    assert (arrays["test_images"] == MIDDLE).all() and arrays["test_labels"].tolist() == [1]
     assert sorted([*arrays["train_labels"], *arrays["validation_labels"]]) == [0, 0, 1, 1] and arrays["levels"] == 256
     grey = images.load(FOLDER.model_copy(update={"channels": 1, "labels": False, "side": 10}))
     assert grey["train_images"].shape == (3, 10, 10, 1) and "train_labels" not in grey

@@ -205,9 +205,12 @@ def as_nhwc(shape: tuple[int, ...]) -> str:
 
 
 def look_at(arrays: Mapping[str, np.ndarray], levels: int, source: str) -> None:
-    """Warn of images that are legal and probably not what was meant."""
+    """Warn of images that are legal and probably not what was meant; refuse what no flow can be started on."""
     images = arrays["train_images"]
-    used = np.unique(images)
+    used, low = np.unique(images), images.min((0, 1, 2))
+    for channel in np.flatnonzero(low == images.max((0, 1, 2))):
+        raise UserError(f"{source}, train_images: channel {channel} is {low[channel]} in every pixel of every image, and "
+                        "the density of a constant is unbounded; save images[..., [0]] of another channel alone")
     if (images == images[0]).all():
         log.warning("%s, train_images: all are equal; there is nothing to learn", source)
     elif len(used) <= 2 < levels:
