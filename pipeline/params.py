@@ -106,9 +106,10 @@ class Params(Strict):
         return [self.place(path, profile, experiment, seed, arm) for path in STAGES[stage].outputs]
 
     def scores(self, profile: str, experiment: str) -> list[str]:
-        """Every score file of an experiment."""
-        return [self.outputs(measure, profile, experiment, *run)[0] for measure in self.measured(profile, experiment)
-                for run in self.runs(measure, profile, experiment)]
+        """Every score file of an experiment, and its samples, which figures show."""
+        stages = [*self.measured(profile, experiment), *(["sample"] if self.has("sample", profile, experiment) else [])]
+        return [self.outputs(stage, profile, experiment, *run)[0] for stage in stages
+                for run in self.runs(stage, profile, experiment)]
 
     def slices(self, profile: str, experiment: str) -> dict[str, str]:
         """{path: text} of the slice of every stage of an experiment, and of every arm."""

@@ -208,13 +208,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(prog="fce send", description=main.__doc__).parse_args(argv)
     open_door()
     waiting = [path for path in sorted((ROOT / "build").rglob("*.run.jsonl")) if unsent(path)]
-    failed = 0
+    sent, failed = 0, 0
     for path in waiting:
-        failed += not send(path)
+        taken = send(path)
+        sent, failed = sent + taken, failed + (not taken)
         if failed == 2:  # the server is down: its other records wait too
             break
     if waiting:
-        log.info("%d runs sent to MLflow, %d wait", len(waiting) - failed, failed)
+        log.info("%d runs sent to MLflow, %d wait", sent, len(waiting) - sent)
     return 1 if failed else 0
 
 

@@ -249,3 +249,17 @@ def test_paths_of_runs_follow_the_catalogue():
     assert not params.has("fid", "full", "ring") and not params.has("inception", "full", "svhn")
     assert set(STAGES) == {"data", "pretrain", "joint", "dcgan", "density", "classifier", "inception", "sample", "fid",
                            "bits_per_dim", "trajectory", "log_z", "log_z_control", "probe", "supervised"}
+
+
+@pytest.mark.parametrize(("features", "measured"), [("classifier", set()), ("inception", {"fid", "trajectory"})])
+def test_images_without_labels_have_the_stages_that_need_none(features: str, measured: set[str]) -> None:
+    raw = read(Path("params.yaml"))
+    raw["full"]["experiments"].append("faces")
+    raw["experiments"]["faces"] = {
+        "data": {"source": "folder", "file": "faces", "side": 64, "channels": 3, "labels": False, "validation": 9,
+                 "split_seed": 0},
+        "fid": {"features": features}}
+    params = resolved(raw, "params.yaml")
+    assert set(params.measured("full", "faces")) == {"bits_per_dim", "log_z", "log_z_control"} | measured
+    assert not params.has("classifier", "full", "faces")
+    assert "build/full/faces/seed-0/joint/samples.npz" in params.scores("full", "faces")
