@@ -139,7 +139,7 @@ def test_a_changed_file_of_the_users_is_seen_by_both_engines(project: Path) -> N
     file = project / "data/mine.npz"
     arrays = dict(np.load(file))
     for engine, after in ((SNAKEMAKE, DVC), ("dvc repro quick-run@mine", SNAKEMAKE)):
-        arrays["test_images"] = arrays["test_images"][::-1]
+        arrays["test_images"] = np.roll(arrays["test_images"], 1, axis=0)
         np.savez(file, **arrays)
         os.utime(file, (0, 0))
         made = run(project, engine)
