@@ -28,7 +28,7 @@ SLICES = {path: text for profile, names in PARAMS.experiments.items() for name i
 
 if workflow.local_exec:  # jobs that run side by side fit into this machine, or into the container that it is
     workflow.global_resources.setdefault("mem_mb", MEMORY)
-    if workflow.cores > processors():
+    if (workflow._cores or 0) > processors():  # none are asked for where nothing is run
         workflow.global_resources["_cores"] = max(1, math.ceil(processors()))
 
 

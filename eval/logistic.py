@@ -32,9 +32,19 @@ def fits(x: Tensor, labels: Tensor, inverse_l2: Sequence[float]) -> Iterator[tup
     curvature = (x.T @ x).double() / classes  # at zero weights, but for the classes' mean, which nothing depends on
     weights, bias = curvature.new_zeros(features, classes), curvature.new_zeros(classes)
     for c in inverse_l2:
-        half = torch.linalg.cholesky(curvature + torch.eye(features, device=x.device) / c)
+        half = root(curvature + torch.eye(features, device=x.device) / c)
         weights, bias = search(x, labels, c, half, weights, bias)
         yield weights if basis is None else (basis @ weights.to(basis.dtype)).double(), bias
+
+
+def root(matrix: Tensor) -> Tensor:
+    """The Cholesky factor of a symmetric matrix; of one that is singular but for rounding, of a slightly larger one."""
+    identity = torch.eye(len(matrix), device=matrix.device) * matrix.diagonal().mean()
+    for share in (0.0, 1e-6, 1e-4, 1e-2):
+        factor, fault = torch.linalg.cholesky_ex(matrix + share * identity)
+        if not fault:
+            return factor
+    raise ArithmeticError("features are not finite")
 
 
 def search(x: Tensor, labels: Tensor, c: float, half: Tensor, weights: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -317,6 +317,13 @@ def test_logistic_regression_finds_scikit_learns_minimum(images) -> None:
         assert np.ptp(model.intercept_ - bias.numpy()) < 1e-3  # a constant more in all of them changes nothing
 
 
+def test_logistic_regression_bears_copies_of_a_feature_and_almost_no_penalty() -> None:
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)).repeat(1, 40)
+    y = (x[:, 0] > 0).long()
+    weights, bias = list(fits(x - x.mean(0), y, [1e9]))[-1]
+    assert ((x @ weights.float() + bias).argmax(1) == y).float().mean() > 0.95
+
+
 def test_features_that_never_change_and_labels_of_any_name_are_classified() -> None:
     labels = {part: np.array([7, 300])[np.arange(40) % 2] for part in ("train", "validation", "test")}
     features = {part: torch.stack([torch.full((40,), 0.1), torch.from_numpy(y / 100.0).float()], 1)
