@@ -28,6 +28,7 @@ SLICES = {path: text for profile, names in PARAMS.experiments.items() for name i
 
 if workflow.local_exec:  # jobs that run side by side fit into this machine, or into the container that it is
     workflow.global_resources.setdefault("mem_mb", MEMORY)
+    workflow.global_resources.setdefault("gpu", max(1, gpus()))
     if (workflow._cores or 0) > processors():  # none are asked for where nothing is run
         workflow.global_resources["_cores"] = max(1, math.ceil(processors()))
 
@@ -57,8 +58,10 @@ def is_images(wildcards):
     return wildcards.experiment in PARAMS.names(wildcards.profile, "images")
 
 
-def gpu(wildcards):
-    return GPU * is_images(wildcards)
+def gpu(name):
+    """GPUs of a job: of a training that is shared, as many as share it."""
+    count = GPU * (min(SHARED, gpus()) if STAGES[name].shared else 1)
+    return lambda wildcards: count * is_images(wildcards)
 
 
 def threads(wildcards):
@@ -187,7 +190,7 @@ for NAME, STAGE in STAGES.items():
         priority: 10 * STAGE.first  # what others wait for; measures fill the gaps
         threads: threads if STAGE.sections else 1
         resources:
-            gpu=gpu if STAGE.needs else 0,
+            gpu=gpu(NAME) if STAGE.needs else 0,
             mem_mb=mem_mb(NAME),
         params:
             flags=flags_of(NAME),

@@ -1,7 +1,8 @@
 """Linear classification on frozen features, by the number of labelled images (Figure 4).
 
 Of the top layer, as in the paper; and of all hidden layers together, as DCGAN's article (arXiv 1511.06434, section 5.1)
-took them, which tells a layer that has lost the classes from a network that has.
+took them, which tells a layer that has lost the classes from a network that has. Maps are pooled to at most 4x4,
+which the top layer's are at 32x32 (4,096 features, the paper's): so larger images have no more features.
 """
 
 import math
@@ -23,7 +24,8 @@ from pipeline.job import Job
 from pipeline.progress import Progress
 
 Maps = Callable[[Tensor], list[Tensor]]  # x [B, C, H, W] -> each hidden layer's maps
-LAYERS = {"": "top-layer features", "_all_layers": "features of all hidden layers, max-pooled to at most 4x4,"}
+LAYERS = {"": "top-layer features, max-pooled to at most 4x4,",
+          "_all_layers": "features of all hidden layers, max-pooled to at most 4x4,"}
 
 RANKED = 10_000  # training images, at most, that tell the rank
 
@@ -62,9 +64,8 @@ def extract(maps: Maps, data: Images, part: str) -> dict[str, Tensor]:
     """Features [N, F] of a part, at the middle of each grey level, by the layers they are of (LAYERS' keys)."""
     found, done = dict[str, Tensor](), 0
     for x in looks(data, part):
-        hidden = maps(middle(x, data.levels))
-        pooled = [F.adaptive_max_pool2d(m, min(4, m.shape[-1])) for m in hidden]
-        for suffix, used in zip(LAYERS, (hidden[-1:], pooled), strict=True):
+        pooled = [F.adaptive_max_pool2d(m, min(4, m.shape[-1])) for m in maps(middle(x, data.levels))]
+        for suffix, used in zip(LAYERS, (pooled[-1:], pooled), strict=True):
             features = torch.cat([m.flatten(1) for m in used], 1)
             whole = found.setdefault(suffix, features.new_empty(len(data.images[part]), features.shape[1]))
             whole[done : done + len(x)] = features
