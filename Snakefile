@@ -175,7 +175,7 @@ for NAME, STAGE in STAGES.items():
         name: NAME
         input:
             unpack(inputs_of(NAME)),
-            own=own_files(NAME) if NAME in ("data", "inception") else [],
+            own=own_files(NAME),
             code=sources(STAGE.file),
             params=STAGE.slice if STAGE.sections else [],
         output:
@@ -194,7 +194,7 @@ for NAME, STAGE in STAGES.items():
             mem_mb=mem_mb(NAME),
         params:
             flags=flags_of(NAME),
-            own=own_hash(NAME) if NAME in ("data", "inception") else "",
+            own=own_hash(NAME),
             start=f"torchrun --standalone --nproc-per-node {SHARED} -m fce" if STAGE.shared and SHARED > 1 else FCE,
         shell:
             "{params.start} {params.flags} --threads {threads} --out {output[0]} > {log} 2>&1"

@@ -32,16 +32,17 @@ def fits(x: Tensor, labels: Tensor, inverse_l2: Sequence[float]) -> Iterator[tup
     curvature = (x.T @ x).double() / classes  # at zero weights, but for the classes' mean, which nothing depends on
     weights, bias = curvature.new_zeros(features, classes), curvature.new_zeros(classes)
     for c in inverse_l2:
-        half = root(curvature + torch.eye(features, device=x.device) / c)
+        half = root(curvature, 1 / c)
         weights, bias = search(x, labels, c, half, weights, bias)
         yield weights if basis is None else (basis @ weights.to(basis.dtype)).double(), bias
 
 
-def root(matrix: Tensor) -> Tensor:
-    """The Cholesky factor of a symmetric matrix; of one that is singular but for rounding, of a slightly larger one."""
-    identity = torch.eye(len(matrix), device=matrix.device) * matrix.diagonal().mean()
+def root(matrix: Tensor, ridge: float) -> Tensor:
+    """The Cholesky factor of a matrix with a ridge on its diagonal, raised where it is singular but for rounding."""
     for share in (0.0, 1e-6, 1e-4, 1e-2):
-        factor, fault = torch.linalg.cholesky_ex(matrix + share * identity)
+        ridged = matrix.clone()
+        ridged.diagonal().add_(ridge + share * (matrix.diagonal().mean() + ridge))
+        factor, fault = torch.linalg.cholesky_ex(ridged)
         if not fault:
             return factor
     raise ArithmeticError("features are not finite")

@@ -6,6 +6,7 @@ Neither is used before its SHA-256 holds. (torchvision's own download falls back
 import hashlib
 import os
 import shutil
+from functools import cache
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
@@ -83,13 +84,20 @@ def fingerprint(path: Path | None) -> str:
     if path is None:
         return ""
     if path.is_file():
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_of(path, path.stat().st_mtime_ns)
     found = hashlib.sha256()
     for each in sorted(path.rglob("*")):
         known = each.stat()
         found.update(f"{each.relative_to(path)} {known.st_size} {known.st_mtime_ns}\n".encode())
     return found.hexdigest()
+
+
+@cache
+def hash_of(path: Path, _: int) -> str:
+    """Of a file as it was at that time: who asks again does not read it again."""
+    from pipeline.files import sha256  # takes NumPy with it, and `snakemake -n` does without
+
+    return sha256(path)
 
 
 def obtain(file: str, address: str, target: Path, how: str) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -88,7 +88,7 @@ class Job:
     @cached_property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of each input."""
-        return {name: hash_of(path, path.stat().st_mtime_ns) for name, path in self.inputs.items()}
+        return {name: fetch.fingerprint(path) for name, path in self.inputs.items()}
 
     @cached_property
     def key(self) -> str:
@@ -102,12 +102,6 @@ class Job:
                 "params": digest(self.params.model_dump()),
                 "inputs": {name: whole[:16] for name, whole in self.hashes.items()},
                 "seconds": round(time.time() - self.started, 2)}
-
-
-@cache
-def hash_of(path: Path, _: int) -> str:
-    """Of an input as it was at that time: jobs that share one read it once for it."""
-    return fetch.fingerprint(path)
 
 
 def tags_of(out: Path, stage: str) -> dict[str, str]:
