@@ -64,6 +64,8 @@ def draw_curves(folder: Path) -> None:
             ax.plot(frame["step"], frame[column], label=column)
         ax.set(title=name, xlabel="step" if name == "pretrain" else "EBM updates", ylabel=unit)
         ax.legend(frameon=False)
+    for ax in list(axes.flat)[len(drawn):]:
+        ax.set_axis_off()
     canvas.savefig(folder / "curves.png", dpi=120)
     plt.close(canvas)
     for file, name in {"pretrain": "pretrain", **{arm: f"{arm}, V" for arm in PLAYED}}.items():

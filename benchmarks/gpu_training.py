@@ -24,8 +24,9 @@ from pipeline.params import Params, alone, merge, read
 PROFILE, NAME = "gpu", "cifar10"
 HOME = Path("build", PROFILE, NAME)
 OVERRIDES: dict[str, Any] = {  # of params.yaml's cifar10: what fits into minutes, and needs no download
-    "pretrain": {"trajectory": {"moments": 4, "images": 1000}},
-    "joint": {"trajectory": {"moments": 4, "images": 1000}},
+    # nothing overfits in minutes; after training on shifted images the test's were 0.55 bits/dim above the minibatches
+    "pretrain": {"augment": 0.0, "trajectory": {"moments": 4, "images": 1000}},
+    "joint": {"augment": 0.0, "trajectory": {"moments": 4, "images": 1000}},
     "fid": {"features": "classifier", "kid": {"subsets": 20}},
     "sample": {"count": 10_000},
     "log_z": {"samples": 10_000, "temperatures": 100, "leapfrog": 3},
