@@ -88,7 +88,8 @@ class Params(Strict):
             pattern = PLACES["inception" if fid and fid.features == "inception" else "classifier"]
         elif pattern == NEXT_FLOW:  # after the last seed comes the first
             seeds = self.seeds(profile, experiment)
-            pattern, seed = PLACES["pretrain"], seeds[(seeds.index(seed or 0) + 1) % len(seeds)]
+            after = seeds.index(seeds[0] if seed is None else seed) + 1
+            pattern, seed = PLACES["pretrain"], seeds[after % len(seeds)]
         return pattern.format(profile=profile, experiment=experiment, seed=seed, arm=arm)
 
     def inputs(

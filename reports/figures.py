@@ -136,15 +136,18 @@ def errors(results: Results, experiments: list[str], out: Path, why: Reason) -> 
 
 
 def samples(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
-    """Figures 3, 5 and 6: images of the test part, of Glow (MLE) and of Glow (ours)."""
+    """Figures 3, 5 and 6: images of the test part, of Glow (MLE) and of Glow (ours), of the plain and the tilted game."""
     name, title = f"samples-{experiment}", f"{SAMPLES.get(experiment, '')}Samples, {called(experiment)}"
-    seed, files = first_files(results, experiment, "sample", "mle", "joint")
-    if not files:
+    for arms in (("joint", "tilted"), ("joint",), ("tilted",)):
+        seed, files = first_files(results, experiment, "sample", "mle", *arms)
+        if files:
+            break
+    else:
         return Figure(name, title, "", why(experiment, "joint", "sample"))
-    data, (mle, ours) = files[0], (read_arrays(path, ("images", "levels")) for path in files[1:])
-    panels = {"Data": read_arrays(data, ("test_images",))["test_images"],
-              "Glow (MLE)": mle["images"], "Glow (ours)": ours["images"]}
-    canvas, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.5), **PICTURES)
+    data, (mle, *ours) = files[0], [read_arrays(path, ("images", "levels")) for path in files[1:]]
+    panels = {"Data": read_arrays(data, ("test_images",))["test_images"], "Glow (MLE)": mle["images"],
+              **{f"Glow ({ARMS[arm].words})": each["images"] for arm, each in zip(arms, ours, strict=True)}}
+    canvas, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 7.5 / len(panels)), **PICTURES)
     for ax, (panel, images) in zip(axes, panels.items(), strict=True):
         ax.imshow(tiled(images[:GRID**2], GRID, int(mle["levels"])), cmap="gray", vmin=0, vmax=1)
         ax.set_title(panel)

@@ -30,10 +30,13 @@ def trajectory(results: Results, experiment: str, out: Path, why: Reason) -> Fig
         rows += [{"arm": arm, "seed": seed, "updates": int(u), "bits_per_dim": float(b), "distance": float(d)}
                  for u, b, d in each]
     data = pd.DataFrame(rows)
-    canvas, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2))
-    for ax, arms, panel in ((axes[0], ["mle"], "maximum likelihood, from its start"),
-                            (axes[1], [arm for arm in ARMS if arm != "mle"], "from there on")):
-        for arm in [arm for arm in arms if arm in set(data["arm"])]:
+    there = [arm for arm in ARMS if arm in set(data["arm"])]
+    panels = {"maximum likelihood, from its start": [arm for arm in there if arm == "mle"],
+              "from there on": [arm for arm in there if arm != "mle"]}
+    panels = {panel: arms for panel, arms in panels.items() if arms}
+    canvas, (axes,) = plt.subplots(1, len(panels), figsize=(WIDTH, 3.2), squeeze=False)
+    for ax, (panel, arms) in zip(axes, panels.items(), strict=True):
+        for arm in arms:
             for i, (_, run) in enumerate(data[data["arm"] == arm].groupby("seed")):
                 if arm == "mle":  # untrained, a flow is off any scale
                     run = run[run["updates"] > 0]
@@ -57,7 +60,8 @@ def moments(results: Results, experiment: str, out: Path, why: Reason) -> Figure
     seed = min(seed for seed, _ in found if seed is not None)
     paths = {arm: found[seed, arm] for arm in ARMS if (seed, arm) in found}
     shown = {arm: read_arrays(path, ("updates", "images", "levels")) for arm, path in paths.items()}
-    canvas, axes = plt.subplots(1, len(shown), figsize=(WIDTH, 7.2 / len(shown) + 0.5), squeeze=False, **PICTURES)
+    room = {**PICTURES, "gridspec_kw": PICTURES["gridspec_kw"] | {"wspace": 0.25}}  # for the numbers of updates
+    canvas, axes = plt.subplots(1, len(shown), figsize=(WIDTH, 7.2 / len(shown) + 0.5), squeeze=False, **room)
     for ax, (arm, content) in zip(axes[0], shown.items(), strict=True):
         images = content["images"][:, :COLUMNS]
         picture = tiled(images.reshape(-1, *images.shape[2:]), COLUMNS, int(content["levels"]))
