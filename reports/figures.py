@@ -136,7 +136,7 @@ def errors(results: Results, experiments: list[str], out: Path, why: Reason) -> 
 
 
 def samples(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
-    """Figures 3, 5 and 6: images of the test part, of Glow (MLE) and of Glow (ours), of the plain and the tilted game."""
+    """Figures 3, 5 and 6: images of the test part, of Glow (MLE) and of Glow (ours): the plain and the tilted game."""
     name, title = f"samples-{experiment}", f"{SAMPLES.get(experiment, '')}Samples, {called(experiment)}"
     for arms in (("joint", "tilted"), ("joint",), ("tilted",)):
         seed, files = first_files(results, experiment, "sample", "mle", *arms)
