@@ -64,7 +64,7 @@ def draw_curves(folder: Path) -> None:
             ax.plot(frame["step"], frame[column], label=column)
         ax.set(title=name, xlabel="step" if name == "pretrain" else "EBM updates", ylabel=unit)
         ax.legend(frameon=False)
-    for ax in list(axes.flat)[len(drawn):]:
+    for ax in axes.flat[len(drawn):]:
         ax.set_axis_off()
     canvas.savefig(folder / "curves.png", dpi=120)
     plt.close(canvas)
