@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.fetch import fingerprint, own_input
 from pipeline.params import PROFILES, ParamsError, load
 from pipeline.sources import sources
+from snakemake.settings.enums import Quietness
 
 try:
     PARAMS = load("params.yaml")
@@ -25,6 +26,14 @@ MEMORY = memory()
 SHARED = int(os.environ.get("FCE_GPUS", "1"))  # how many GPUs one training of images takes
 SLICES = {path: text for profile, names in PARAMS.experiments.items() for name in names
           for path, text in PARAMS.slices(profile, name).items()}
+
+SAID, SCREEN = workflow.output_settings, None
+if workflow.is_main_process and not (SAID.dryrun or SAID.verbose or SAID.printshellcmds or SAID.log_handler_settings
+                                     or {Quietness.ALL, Quietness.PROGRESS} & set(SAID.quiet or ())):
+    from pipeline.screen import Screen  # a look at what there is to do is quicker without
+
+    SCREEN = Screen(silent={*PROFILES, "densities", "params", "scores", "total"})
+    SCREEN.replace(logger)
 
 if workflow.local_exec:  # jobs that run side by side fit into this machine, or into the container that it is
     workflow.global_resources.setdefault("mem_mb", MEMORY)
@@ -54,36 +63,30 @@ def run_of(wildcards):
     return dict(wildcards) | ({"seed": int(wildcards.seed)} if "seed" in wildcards.keys() else {})
 
 
-def is_images(wildcards):
-    return wildcards.experiment in PARAMS.names(wildcards.profile, "images")
+def is_images(profile, experiment):
+    return experiment in PARAMS.names(profile, "images")
 
 
 def gpu(name):
     """GPUs of a job: of a training that is shared, as many as share it."""
     count = GPU * (min(SHARED, gpus()) if STAGES[name].shared else 1)
-    return lambda wildcards: count * is_images(wildcards)
+    return lambda wildcards: count * is_images(wildcards.profile, wildcards.experiment)
 
 
 def threads(wildcards):
     """On a CPU, one core for small jobs, four for images where Glow is as wide as the paper's, or nearly."""
     wide = PARAMS.experiments[wildcards.profile][wildcards.experiment].flow.width > 128
-    return 4 if wide and is_images(wildcards) and not GPU else 1
+    return 4 if wide and is_images(wildcards.profile, wildcards.experiment) and not GPU else 1
 
 
 def mem_mb(name):
     """What a job takes, by the size of its inputs; at most what there is, or it would never start."""
     def of_inputs(wildcards, input):
-        wanted = 1000 + STAGES[name].memory * input.size_mb
+        size = sum(os.path.getsize(path) for path in input if os.path.exists(path)) / 2**20  # input.size_mb is slow
+        wanted = 1000 + STAGES[name].memory * size
         return round(min(wanted, MEMORY) if workflow.local_exec else wanted)
 
     return of_inputs
-
-
-def flags(name, paths, seeds=(), arms=()):
-    """The command line of a stage, from {flag: path}; {seed} and {arm} in a path stand for each of these."""
-    lists = (("seed", seeds), ("arm", arms))
-    return " ".join([name, *(f"--{flag} '{path}'" for flag, path in paths.items()),
-                     *(f"--{flag} {' '.join(map(str, each))}" for flag, each in lists if each)])
 
 
 rule full:
@@ -141,12 +144,7 @@ def inputs_of(name):
 
 
 def flags_of(name):
-    def of_run(wildcards):
-        run, stage = run_of(wildcards), STAGES[name]
-        made = {"params": PARAMS.place(stage.slice, **run)} if stage.sections else {}
-        return flags(name, made | PARAMS.inputs(name, **run), [run["seed"]] if "seed" in run else [])
-
-    return of_run
+    return lambda wildcards: PARAMS.flags(name, **run_of(wildcards))
 
 
 def own_of(name, wildcards):
@@ -169,6 +167,9 @@ def own_hash(name):
     return lambda wildcards: fingerprint(own_of(name, wildcards))
 
 
+IMAGES = either(dict.fromkeys(name for profile in PARAMS.profiles for name in PARAMS.names(profile, "images")))
+APART = either([name for name, profile in PARAMS.profiles.items() if not profile.together])
+
 for NAME, STAGE in STAGES.items():
 
     rule:
@@ -185,8 +186,8 @@ for NAME, STAGE in STAGES.items():
         benchmark:
             str(Path(STAGE.out).with_name(f"{NAME}.benchmark.tsv"))
         wildcard_constraints:
-            **({} if NAME in ("data", "inception") else {"experiment": either(dict.fromkeys(
-                name for profile in PARAMS.profiles for name in PARAMS.names(profile, "images")))}),
+            **({} if NAME in ("data", "inception") else {"experiment": IMAGES}),
+            **({"profile": APART} if STAGE.seeded else {}),
         priority: 10 * STAGE.first  # what others wait for; measures fill the gaps
         threads: threads if STAGE.sections else 1
         resources:
@@ -200,39 +201,37 @@ for NAME, STAGE in STAGES.items():
             "{params.start} {params.flags} --threads {threads} --out {output[0]} > {log} 2>&1"
 
 
-# A 2D density trains and measures its seeds and arms side by side, in one process: a rule for each of them.
-def flags_of_all(name, profile, experiment):
-    """The same for all runs at once; a function, since {seed} and {arm} stay as they are: the stage puts in each."""
-    runs, stage, home = PARAMS.runs(name, profile, experiment), STAGES[name], f"build/{profile}/{experiment}/"
-    paths = {"params": stage.slice, **stage.needs, "out": stage.out}
-    whole = {flag: path.replace(MODEL, SEED + MODEL).replace(HOME, home) for flag, path in paths.items()}
-    seeds, arms = (list(dict.fromkeys(each)) for each in zip(*runs))
-    return lambda wildcards: flags(name, whole, seeds, [arm for arm in arms if arm])
+# What one process makes: of a 2D density all seeds and arms side by side; of images, where the profile says `together`, a
+# seed's arms one after another. A rule for each.
+PROCESSES = [(name, profile, experiment, runs) for profile in PARAMS.profiles for experiment in PARAMS.experiments[profile]
+             for name in STAGES for runs in PARAMS.processes(name, profile, experiment)]
 
+for NAME, PROFILE, EXPERIMENT, RUNS in PROCESSES:
+    STAGE, IMAGES = STAGES[NAME], is_images(PROFILE, EXPERIMENT)
+    PLACE = (SEED if IMAGES else HOME).format(profile=PROFILE, experiment=EXPERIMENT, seed=RUNS[0][0]) + NAME
+    FILES = [path for run in RUNS for path in PARAMS.inputs(NAME, PROFILE, EXPERIMENT, *run).values()]
 
-for PROFILE in PARAMS.profiles:
-    for EXPERIMENT in PARAMS.names(PROFILE, "toy"):
-        for NAME in [name for name in STAGES if STAGES[name].together and PARAMS.has(name, PROFILE, EXPERIMENT)]:
-            STAGE, RUNS = STAGES[NAME], PARAMS.runs(NAME, PROFILE, EXPERIMENT)
-            FILES = [path for run in RUNS for path in PARAMS.inputs(NAME, PROFILE, EXPERIMENT, *run).values()]
-
-            rule:
-                name: f"{NAME}_{PROFILE}_{EXPERIMENT}"
-                input:
-                    list(dict.fromkeys(FILES)),
-                    code=sources(STAGE.file),
-                    params=list(dict.fromkeys(PARAMS.place(STAGE.slice, PROFILE, EXPERIMENT, *run) for run in RUNS)),
-                output:
-                    [path for run in RUNS for path in PARAMS.outputs(NAME, PROFILE, EXPERIMENT, *run)],
-                log:
-                    f"build/{PROFILE}/{EXPERIMENT}/{NAME}.log",
-                benchmark:
-                    f"build/{PROFILE}/{EXPERIMENT}/{NAME}.benchmark.tsv"
-                priority: 10 * STAGE.first
-                params:
-                    flags=flags_of_all(NAME, PROFILE, EXPERIMENT),
-                shell:
-                    "{FCE} {params.flags} --device cpu --threads 1 > {log} 2>&1"
+    rule:
+        name: PLACE.removeprefix("build/").replace("/", "_").replace("-", "_")
+        input:
+            list(dict.fromkeys(FILES)),
+            code=sources(STAGE.file),
+            params=list(dict.fromkeys(PARAMS.place(STAGE.slice, PROFILE, EXPERIMENT, *run) for run in RUNS)),
+        output:
+            [path for run in RUNS for path in PARAMS.outputs(NAME, PROFILE, EXPERIMENT, *run)],
+        log:
+            f"{PLACE}.log",
+        benchmark:
+            f"{PLACE}.benchmark.tsv"
+        priority: 10 * STAGE.first
+        resources:
+            gpu=GPU * IMAGES,
+            mem_mb=mem_mb(NAME),
+        params:
+            flags=lambda wildcards, words=PARAMS.flags_of_all(NAME, PROFILE, EXPERIMENT, RUNS): words,
+            device="auto" if IMAGES else "cpu",
+        shell:
+            "{FCE} {params.flags} --device {params.device} --threads 1 > {log} 2>&1"
 
 
 # All of an experiment: the list of its score files, which is what DVC asks for.
@@ -258,12 +257,22 @@ rule report:
         "({FCE} send || true; {FCE} report --profile {wildcards.profile} --build build --out {output}) > {log} 2>&1"
 
 
+def end(failed):
+    """Send to MLflow what is not there yet, and say what ran and where the report is."""
+    profile = next((name for name in PROFILES if any(name in argument for argument in sys.argv[1:])), "full")
+    page = Path(f"build/report/{profile}/index.html")
+    if failed:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        shell(f"{FCE} report --profile {profile} --build build --out {page} >> {page.parent}.log 2>&1 || true")
+    shell(f"{FCE} send || true")
+    if SCREEN:
+        SCREEN.close_run(page)
+
+
 # What could not run stops nothing else (profiles/default keeps going): the report says what is missing, and why.
 onsuccess:
-    shell(f"{FCE} send || true")
+    end(failed=False)
 
 
 onerror:
-    profile = next((name for name in PROFILES if any(name in argument for argument in sys.argv[1:])), "full")
-    shell(f"{FCE} report --profile {profile} --build build --out build/report/{profile}/index.html")
-    shell(f"{FCE} send || true")
+    end(failed=True)

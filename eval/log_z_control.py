@@ -1,10 +1,11 @@
 """How far the bounds on log Z can be trusted: measured on an EBM whose log Z is known.
 
-The EBM is planted: f = log q' + a constant, q' the flow of another seed. Its log Z is the constant, and q' gives exact
-samples, so that annealing backwards from these bounds log Z from above: the two directions sandwich the truth, and the
-gap between them is the estimator's error. By Markov's inequality both ends are certain: reverse chains have the mean
-weight 1/Z, so log Z <= -(log mean exp(their log-weights) + log delta) with probability 1 - delta. A trained EBM gives
-no exact samples (what HMC gives is only near its law), so of its log Z there is no upper end.
+The EBM is planted: f = log q' + a constant, q' the flow of another seed, or of a seed alone after its joint training.
+Its log Z is the constant, and q' gives exact samples, so that annealing backwards from these bounds log Z from above:
+the two directions sandwich the truth, and the gap between them is the estimator's error. By Markov's inequality both
+ends are certain: reverse chains have the mean weight 1/Z, so log Z <= -(log mean exp(their log-weights) + log delta)
+with probability 1 - delta. A trained EBM gives no exact samples (what HMC gives is only near its law), so of its log Z
+there is no upper end.
 """
 
 import math

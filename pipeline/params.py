@@ -6,6 +6,7 @@ This module needs neither torch nor data, so that `snakemake -n` is quick.
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
-from pipeline.catalogue import ARMS, FEATURES, MODEL, NEXT_FLOW, PLACES, STAGES
+from pipeline.catalogue import ARMS, FEATURES, HOME, MODEL, NEXT_FLOW, PLACES, SEED, STAGES
 from pipeline.mistakes import ParamsError, check, require_keys, suggestion
 from pipeline.schema.data import SOURCES, TOY_SOURCES
 from pipeline.schema.experiment import (
@@ -73,11 +74,25 @@ class Params(Strict):
                 if stage.measures and self.has(name, profile, experiment)}
 
     def runs(self, stage: str, profile: str, experiment: str) -> list[Run]:
-        """Every seed and arm of a stage; none of one that needs two seeds' flows where there is one seed."""
+        """Every seed and arm of a stage; none of one that needs another flow where there is none."""
         seeds = self.seeds(profile, experiment) if STAGES[stage].seeded else [None]
-        if NEXT_FLOW in STAGES[stage].needs.values() and len(seeds) == 1:
+        if NEXT_FLOW in STAGES[stage].needs.values() and len(seeds) == 1 and not self.joint_flow(profile, experiment):
             return []
         return list(itertools.product(seeds, self.models(stage, profile, experiment) or [""]))
+
+    def joint_flow(self, profile: str, experiment: str) -> bool:
+        """Whether there is an arm `joint` that trains its flow."""
+        arm = self.experiments[profile][experiment].arms.get("joint")
+        return arm is not None and arm.noise == "flow"
+
+    def processes(self, stage: str, profile: str, experiment: str) -> list[list[Run]]:
+        """The runs of a stage that one process makes: of points all, of images a seed's where the profile says so."""
+        row, toy = STAGES[stage], isinstance(self.experiments[profile][experiment], ToyExperiment)
+        shares = row.together if toy else row.seeded and self.profiles[profile].together
+        if not shares or not self.has(stage, profile, experiment):
+            return []
+        runs = self.runs(stage, profile, experiment)
+        return [runs] if toy else [list(each) for _, each in itertools.groupby(runs, key=lambda run: run[0])]
 
     def place(self, pattern: str, profile: str, experiment: str, seed: int | None = None, arm: str = "") -> str:
         """A path of the catalogue, of one run; "" where its model has none."""
@@ -86,10 +101,10 @@ class Params(Strict):
         elif pattern == FEATURES:
             fid = getattr(self.experiments[profile][experiment], "fid", None)
             pattern = PLACES["inception" if fid and fid.features == "inception" else "classifier"]
-        elif pattern == NEXT_FLOW:  # after the last seed comes the first
+        elif pattern == NEXT_FLOW:  # after the last seed comes the first; a seed alone has its jointly trained flow
             seeds = self.seeds(profile, experiment)
             after = seeds.index(seeds[0] if seed is None else seed) + 1
-            pattern, seed = PLACES["pretrain"], seeds[after % len(seeds)]
+            pattern, seed, arm = PLACES["joint" if len(seeds) == 1 else "pretrain"], seeds[after % len(seeds)], "joint"
         return pattern.format(profile=profile, experiment=experiment, seed=seed, arm=arm)
 
     def inputs(
@@ -105,6 +120,24 @@ class Params(Strict):
     def outputs(self, stage: str, profile: str, experiment: str, seed: int | None = None, arm: str = "") -> list[str]:
         """What one run of a stage writes, the output first."""
         return [self.place(path, profile, experiment, seed, arm) for path in STAGES[stage].outputs]
+
+    def flags(
+        self, stage: str, profile: str = "", experiment: str = "", seed: int | None = None, arm: str = ""
+    ) -> str:
+        """The command line of one run, but for its output."""
+        run, row = (profile, experiment, seed, arm), STAGES[stage]
+        made = {"params": self.place(row.slice, *run)} if row.sections else {}
+        return command_line(stage, made | self.inputs(stage, *run), [seed] if row.seeded else [])
+
+    def flags_of_all(self, stage: str, profile: str, experiment: str, runs: list[Run]) -> str:
+        """The command line of a process that makes all of these runs; it puts in {seed} and {arm} itself."""
+        row, home = STAGES[stage], HOME.format(profile=profile, experiment=experiment)
+        law = {"params": row.slice if row.sections else "", **row.needs, "out": row.out}
+        paths = {flag: path.replace(MODEL, SEED + MODEL) if MODEL in path or "{seed}" in path or "{arm}" in path
+                 else self.place(path, profile, experiment, runs[0][0]) for flag, path in law.items() if path}
+        seeds, arms = (list(dict.fromkeys(each)) for each in zip(*runs, strict=True))
+        return command_line(stage, {flag: path.replace(HOME, home) for flag, path in paths.items()}, seeds,
+                            [arm for arm in arms if arm])
 
     def scores(self, profile: str, experiment: str) -> list[str]:
         """Every score file of an experiment, and its samples, which figures show."""
@@ -123,6 +156,13 @@ class Params(Strict):
                 path = self.place(STAGES[name].slice, profile, experiment, arm=arm)
                 found[path] = json.dumps(content, indent=1, sort_keys=True) + "\n"
         return found
+
+
+def command_line(stage: str, paths: dict[str, str], seeds: Sequence[int | None], arms: Sequence[str] = ()) -> str:
+    """The words after `fce`, from {flag: path}."""
+    lists = {"seed": seeds, "arm": arms}
+    return " ".join([stage, *(f"--{flag} '{path}'" for flag, path in paths.items()),
+                     *(f"--{flag} {' '.join(map(str, each))}" for flag, each in lists.items() if each)])
 
 
 def read_slice(text: str | bytes, stage: str) -> Sections:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 log = logging.getLogger("fce")
-EVERY = 30.0  # seconds between progress lines where there is no terminal
+EVERY = 30.0  # seconds between progress lines where there is no terminal; fewer at first
 
 
 def open_door() -> None:
@@ -20,7 +20,7 @@ def open_door() -> None:
 
 
 class Progress:
-    """One status line: rewritten in place on a terminal, a fresh line every 30 s in a log.
+    """One status line: rewritten in place on a terminal, fresh lines in a log, at first often, then every 30 s.
 
     Args:
         total: the number of steps to come.
@@ -37,7 +37,8 @@ class Progress:
         """Report that `step` steps are done, with the latest values; tensors are read only when they are spoken of."""
         now = time.monotonic()
         last = step >= self.total
-        if now - self.spoken < (0.2 if self.terminal else EVERY) and not last:
+        pause = 0.2 if self.terminal else min(EVERY, max(2.0, (now - self.started) / 4))
+        if now - self.spoken < pause and not last:
             return
         self.spoken = now
         rate = (step - self.before) / max(now - self.started, 1e-9)

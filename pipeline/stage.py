@@ -88,7 +88,8 @@ def jobs_of(name: str, given: argparse.Namespace, command: str) -> list[Job]:
     stage, device, jobs = STAGES[name], devices.choose(given.device), list[Job]()
     paths = {flag: path for flag in stage.needs if (path := getattr(given, flag))}
     for arm, seed in itertools.product(getattr(given, "arm", [""]), getattr(given, "seed", [0])):
-        inputs = {flag: place(path, arm, seed) for flag, path in paths.items()}
+        inputs = {flag: place(path, arm, seed) for flag, path in paths.items()
+                  if MODEL not in path or arm not in ARMS or ARMS[arm].model}  # else it has no checkpoint
         params = Sections.model_construct()
         for flag, path in inputs.items():
             require_file(flag, path)

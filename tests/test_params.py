@@ -253,7 +253,7 @@ def test_paths_of_runs_follow_the_catalogue():
 
 def test_a_place_that_belongs_to_no_run_needs_no_seed_0(tmp_path):
     """As the report asks for the road to a number that is missing."""
-    params = load_changed(tmp_path, "images: [0, 1]}", "images: [100, 101]}")
+    params = load_changed(tmp_path, "images: [0]}     #", "images: [100, 101]}     #")
     assert params.seeds("quick", "digits") == [100, 101]
     assert params.inputs("log_z_control", "quick", "digits", None, "planted")["planted"] == params.inputs(
         "log_z_control", "quick", "digits", 100, "planted")["planted"]

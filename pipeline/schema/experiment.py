@@ -90,7 +90,10 @@ class Seeds(Strict):
 
 
 class Profile(Strict):
+    """`together`: whether one process makes all arms of a seed of images, one after another."""
+
     seeds: Seeds
+    together: bool = False
     experiments: Annotated[list[str], Distinct]
     overrides: dict[str, dict[str, Any]]
 
