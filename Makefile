@@ -37,6 +37,9 @@ full: install  ## the full reproduction (hours; images want a GPU)
 test: install  ## the tests
 	python -m pytest
 
+test-fast: install  ## those of them that take less than a minute: theorems, parameters, the report
+	python -m pytest -m "fast and not long and not gpu" --dist load
+
 lint: install  ## ruff and mypy
 	ruff check . && mypy pipeline fce eval reports benchmarks
 
@@ -81,5 +84,5 @@ lock: pyproject.toml  ## refresh the lock files (envs/README.md)
 clean:  ## remove what the project made, but the environment and what is published
 	rm -rf build .snakemake mlflow.db
 
-.PHONY: help install quick small full test lint bench gpu readme ui pull lock clean
+.PHONY: help install quick small full test test-fast lint bench gpu readme ui pull lock clean
 .DEFAULT_GOAL := help

@@ -1,22 +1,90 @@
-"""Benchmark: the quick profile from an empty build folder: how long it takes, and what share of it is computing.
+"""Benchmark: what `make quick` and `make test` cost, in CPU-minutes (user and system) of all their processes.
 
-A stage computes from the moment its record begins, when Python and its libraries are loaded, to the record's end. The
-share is of the cores' time, so that starting, waiting for each other and Snakemake itself count against it.
-`python -m benchmarks.pipeline --cores 2 --out benchmarks/results/pipeline.json`.
+Each is run in a clean clone, and set beside a reference computation of the same sitting, whose CPU time is measured
+before, between and after: a slower machine takes longer for both. With `--against` an earlier result the benchmark
+fails where either costs GROWTH times as much as then, by that ratio. Of the quick profile it also shows how much is
+computing (from the moment a stage's record begins, when Python and its libraries are loaded, to the record's end), and
+the peak of the memory. `python -m benchmarks.pipeline --cores 2 --out benchmarks/results/pipeline.json`.
 """
 
 import argparse
+import json
+import os
+import resource
+import statistics
 import subprocess
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.timing import write_results
 from pipeline.catalogue import ROOT
 from pipeline.track import read_record
+
+GROWTH = 1.25
+COMMANDS = {"quick": ["snakemake", "--cores", "{cores}", "quick"], "test": [sys.executable, "-m", "pytest"]}
+REFERENCE = """
+import torch
+from fce.flow.glow import make_glow
+torch.manual_seed(0), torch.set_num_threads(1)
+x = torch.rand(64, 1, 8, 8) - 0.5
+flow = make_glow(x.shape[1:], levels=2, steps=4, width=64, layers="conv", coupling="affine", scale_floor=0.3,
+                 input="centered")
+flow.initialize(x)
+optimizer = torch.optim.Adam(flow.parameters())
+for _ in range(200):
+    loss = -flow.log_prob(x).mean()
+    optimizer.zero_grad(), loss.backward(), optimizer.step()
+"""
+
+
+def cpu_seconds(command: Sequence[str], folder: Path) -> float:
+    """User and system seconds of a command and of all that it started.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, cwd=folder, check=True, env=os.environ | {"PYTHONPATH": str(folder)})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def reference(folder: Path) -> float:
+    """CPU seconds of starting torch and of 200 steps of a small Glow, on one thread."""
+    return cpu_seconds([sys.executable, "-c", REFERENCE], folder)
+
+
+class Memory(threading.Thread):
+    """The most MiB that this process's children held together, looked at twice a second."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.over = 0.0, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.5):
+            held = 0
+            for child in psutil.Process().children(recursive=True):
+                try:
+                    held += child.memory_full_info().pss  # what several share counts once
+                except psutil.Error:  # it has ended
+                    continue
+            self.peak = max(self.peak, held / 2**20)
+
+    def __enter__(self) -> "Memory":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join()
 
 
 def computing(records: Iterable[list[dict[str, Any]]]) -> dict[str, float]:
@@ -29,23 +97,49 @@ def computing(records: Iterable[list[dict[str, Any]]]) -> dict[str, float]:
     return {f"{name} ({pid})": (end - start) / 1000 for pid, (name, start, end) in spans.items()}
 
 
-def main() -> None:
+def grown(found: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """A line for each command that costs GROWTH times as much as before, in units of its own sitting's reference."""
+    lines = []
+    for name, cost in found.items():
+        now, then = cost["references"], before.get(name, {}).get("references", float("inf"))
+        if now > GROWTH * then:
+            lines.append(f"{name}: {now:.3g} times the reference computation, {now / then:.2f} times what it was "
+                         f"({then:.3g}); allowed are {GROWTH:g}")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__)
     parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--clone", help="an empty folder for the run, which then stays (default: a temporary one)")
+    parser.add_argument("--commands", nargs="+", choices=tuple(COMMANDS), default=tuple(COMMANDS), help="which to run")
+    parser.add_argument("--against", type=Path, help="an earlier result, beside which nothing may have grown")
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() if given.clone is None else nullcontext(given.clone) as folder:
-        subprocess.run(["git", "clone", "-q", str(ROOT), folder], check=True)
-        started = time.perf_counter()
-        subprocess.run(["snakemake", "--cores", str(given.cores), "quick"], cwd=folder, check=True)
-        wall = time.perf_counter() - started
-        stages = computing(read_record(path) for path in Path(folder, "build").rglob("*.run.jsonl"))
-    share = sum(stages.values()) / (given.cores * wall)
-    write_results(given.out, {"cores": given.cores, "seconds": wall, "computing": share,
-                              "stages": dict(sorted(stages.items(), key=lambda each: -each[1]))})
-    print(f"quick: {wall:.0f} s on {given.cores} cores, {share:.0%} of it computing, in {len(stages)} processes")
+    given = parser.parse_args(argv)
+    before = json.loads(given.against.read_text())["commands"] if given.against else {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        subprocess.run(["git", "clone", "-q", str(ROOT), name], check=True)
+        references, costs, extra = [reference(folder)], dict[str, dict[str, float]](), dict[str, Any]()
+        for each in given.commands:
+            started = time.perf_counter()
+            with Memory() as memory:
+                used = cpu_seconds([word.format(cores=given.cores) for word in COMMANDS[each]], folder)
+            costs[each] = {"seconds": time.perf_counter() - started, "cpu_minutes": used / 60, "peak_mib": memory.peak}
+            references.append(reference(folder))
+            if each == "quick":
+                stages = computing(read_record(path) for path in (folder / "build").rglob("*.run.jsonl"))
+                extra = {"computing_minutes": sum(stages.values()) / 60, "processes": len(stages),
+                         "stages": dict(sorted(stages.items(), key=lambda stage: -stage[1]))}
+    for cost in costs.values():
+        cost["references"] = 60 * cost["cpu_minutes"] / statistics.median(references)
+    write_results(given.out, {"cores": given.cores, "commands": costs, "reference_seconds": references, **extra})
+    for each, cost in costs.items():
+        print(f"{each}: {cost['cpu_minutes']:.1f} CPU-minutes in {cost['seconds']:.0f} s on {given.cores} cores, "
+              f"{cost['references']:.0f} times the reference computation, {cost['peak_mib']:.0f} MiB at most")
+    for line in (worse := grown(costs, before)):
+        sys.stderr.write(f"error: {line}\n")
+    return 1 if worse else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -42,7 +42,7 @@ class Work:
 
     def __str__(self) -> str:
         """Experiment, seed and arm, by the path law, and the stage."""
-        return " ".join([*self.log.parent.parts[2:], self.stage])
+        return f"{'/'.join(self.log.parent.parts[2:])} {self.stage}".strip()
 
     def progress(self) -> str:
         """How far it is, and the time left, as its log says."""

@@ -44,13 +44,17 @@ class Values:
                  for draws, value in zip(rows["draws"], rows["value"], strict=True)]
         most = max(map(len, lists), default=0)  # all labelled images are drawn once: that goes with each draw of fewer
         table = [each * (most if len(each) == 1 else 1) for each in lists]
-        at = pd.DataFrame(table, index=rows["seed"].to_numpy(), dtype=float)
+        at = pd.DataFrame(table, index=(seeds := rows["seed"].to_numpy()), dtype=float)
         # label counts share the test images: at worst they err alike, and the mean's error is the mean of the errors
-        anew = rows["shared"].isin([False]) if "shared" in rows else rows["seed"].isna()
-        shared = rows["standard_error"].mask(anew, 0.0).fillna(0.0)
-        errors = rows.assign(shared=shared).groupby("seed")[["standard_error", "shared"]].mean(skipna=False)
-        kept = rows.groupby("seed")["images"].agg(list).to_dict() if "images" in rows else {}
-        return cls(at.groupby(level=0).mean(skipna=False), errors["standard_error"], errors["shared"], kept)
+        error = rows["standard_error"].to_numpy(dtype=float)
+        anew = rows["shared"].isin([False]).to_numpy() if "shared" in rows else np.zeros(len(rows), bool)
+        errors = pd.DataFrame({"all": error, "shared": np.where(anew, 0.0, np.nan_to_num(error))}, seeds)
+        at, errors = (each.sort_index() if each.index.is_unique else each.groupby(level=0).mean(skipna=False)
+                      for each in (at, errors))
+        kept: dict[Any, list[PerImage | None]] = {}
+        for seed, images in zip(seeds, rows.get("images", ()), strict=False):
+            kept.setdefault(seed, []).append(images)
+        return cls(at, errors["all"], errors["shared"], kept)
 
     def __len__(self) -> int:
         return len(self.at)

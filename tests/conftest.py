@@ -3,6 +3,18 @@
 import pytest
 import torch
 
+FIRST = ("test_engines", "test_resume", "test_faults")  # the longest files: two workers then end together
+FAST = {"test_energy", "test_flow", "test_house", "test_intervals", "test_objective", "test_params", "test_readme",
+        "test_report", "test_screen", "test_stage"}  # `make test-fast`: theorems, parameters, the report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
+    for item in items:
+        if item.path.stem in FAST:
+            item.add_marker("fast")
+
 
 @pytest.fixture(autouse=True)
 def same_seed():

@@ -23,7 +23,10 @@ DENSITIES = {f"ring/seed-{seed}/{arm}/density" for seed in (0, 1) for arm in ("m
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with a quick profile of seconds, which also has own images, as the README says."""
+    """A checkout with a quick profile of seconds, which also has own images, as the README says.
+
+    Quick has a process for all arms of a seed; `small` has one for each run, here on the same images without labels.
+    """
     folder = make_project(tmp_path_factory.mktemp("project"))
     rng = np.random.default_rng(0)
     arrays = {}
@@ -40,6 +43,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         params["experiments"]["mine"] = entry
         params["quick"]["experiments"].append("mine")
         params["quick"]["overrides"]["mine"] = TINY["overrides"]["digits"]
+        params["experiments"]["plain"] = entry | {"data": entry["data"] | {"labels": False}}
+        params["experiments"]["plain"] |= TINY["overrides"]["digits"]
+        params["small"] = {"seeds": TINY["seeds"], "experiments": ["plain"], "overrides": {}}
 
     edit(folder, add)
     return commit(folder)
@@ -64,7 +70,7 @@ def run(folder: Path, command: str) -> set[str]:
     started = time.time()
     call(folder, command)
     records = (folder / "build").rglob("*.run.jsonl")
-    return {str(record.relative_to(folder / "build/quick")).removesuffix(".run.jsonl") for record in records
+    return {"/".join(record.relative_to(folder / "build").parts[1:]).removesuffix(".run.jsonl") for record in records
             if record.stat().st_mtime > started}
 
 
@@ -121,9 +127,11 @@ def test_a_clone_gets_outputs_from_a_remote_and_goes_on(project: Path, tmp_path:
     scores = "build/quick/digits/seed-0/mle/fid.json"
     assert (clone / scores).read_bytes() == (project / scores).read_bytes()
 
-    # 7: one rate changed in the clone, run by DVC: its stage and what follows
+    # 7: one rate changed in the clone, run by DVC: its stage and the processes that follow
     edit(clone, lambda params: params["quick"]["overrides"]["digits"]["dcgan"].update(beta1=0.4))
-    assert run(clone, DVC) == {f"digits/seed-0/dcgan/{output}" for output in ("dcgan", "samples", "fid", "probe")}
+    follow = {f"{arm}/{output}" for arm in ("mle", "joint", "tilted", "dcgan") for output in ("samples", "fid")}
+    follow |= {f"{arm}/probe" for arm in ("random-init", "joint", "tilted", "dcgan")}
+    assert run(clone, DVC) == {f"digits/seed-0/{place}" for place in {"dcgan/dcgan"} | follow}
     assert run(clone, SNAKEMAKE) == set()
 
     # 8: the code of pre-training edited there, run by DVC: it and all that comes from its flows
@@ -156,27 +164,28 @@ def test_without_a_remote_pull_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_seeds_and_arms_come_and_go(project: Path) -> None:
-    # 9: a seed added: only its runs, and the control that plants its flow beside the first seed's
-    edit(project, lambda params: params["quick"]["seeds"].update(images=[0, 1]))
-    home = "build/quick/digits"
+    # 9: a seed added: only its runs, and the control, which plants its flow in place of the jointly trained one
+    home = "build/small/plain"
+    first = run(project, f"snakemake --cores 2 {home}/scores.txt")
+    assert {"plain/data", "plain/seed-0/tilted/log_z", "plain/seed-0/planted/log_z_control"} <= first
+    edit(project, lambda params: params["small"].update(seeds={"toy": [0], "images": [0, 1]}))
     added = run(project, f"snakemake --cores 2 {home}/scores.txt")
-    assert added - {"digits/seed-0/planted/log_z_control"} == {place for place in added if "/seed-1/" in place}
-    assert {"digits/seed-1/pretrain", "digits/seed-1/tilted/joint", "digits/seed-1/joint/fid"} <= added
-    assert run(project, "dvc repro quick-run@digits") == set()
+    assert added - {"plain/seed-0/planted/log_z_control"} == {place for place in added if "/seed-1/" in place}
+    assert {"plain/seed-1/pretrain", "plain/seed-1/tilted/joint", "plain/seed-1/joint/samples"} <= added
+    assert run(project, "dvc repro small-run@plain") == set()
 
     # an arm removed: nothing is trained; what is left of it is named, and in no table
     arms = read_yaml(project / "params.yaml")["defaults"]["images"]["arms"]
     assert set(arms) == {"joint", "tilted"}
     edit(project, lambda params: params["defaults"]["images"]["arms"].pop("tilted"))
-    edit(project, lambda params: params["experiments"]["digits"]["arms"].pop("tilted"))
-    edit(project, lambda params: params["quick"]["overrides"]["digits"]["arms"].pop("tilted"))
+    edit(project, lambda params: params["experiments"]["plain"]["arms"].pop("tilted"))
     assert "tilted" in (project / home / "scores.txt").read_text()
     assert run(project, f"snakemake --cores 2 {home}/scores.txt") == set()
     assert "tilted" not in (project / home / "scores.txt").read_text()
-    assert run(project, "dvc repro quick-run@digits") == set()
-    call(project, "python -m fce report --profile quick --build build --out page/index.html")
-    assert "left over, not shown: digits/seed-0/tilted" in (project / "page/index.html").read_text()
-    assert "tilted" not in (project / "page/digits-images.csv").read_text()
+    assert run(project, "dvc repro small-run@plain") == set()
+    call(project, "python -m fce report --profile small --build build --out page/index.html")
+    assert "left over, not shown: plain/seed-0/tilted" in (project / "page/index.html").read_text()
+    assert "tilted" not in (project / "page/plain-images.csv").read_text()
 
 
 MEASURE = '''"""How bright the samples are: a measure that a test adds."""
@@ -211,16 +220,15 @@ heading = "brightness"
 unit = "grey levels"
 ''')
     assert len(call(project, "git status --porcelain").splitlines()) == 2
-    edit(project, lambda params: params["quick"].update(experiments=["digits"]))
-    flows = {f"digits/seed-{seed}/{arm}" for seed in (0, 1) for arm in ("mle", "joint")}
-    assert run(project, SNAKEMAKE) == {f"{flow}/brightness" for flow in flows}
-    table = (project / "build/report/quick/digits-images.csv").read_text()
+    flows = {f"plain/seed-{seed}/{arm}" for seed in (0, 1) for arm in ("mle", "joint")}
+    assert run(project, "snakemake --cores 2 small") == {f"{flow}/brightness" for flow in flows}
+    table = (project / "build/report/small/plain-images.csv").read_text()
     assert "brightness" in table and "Glow (ours)" in table
 
     commit(project)
     append(catalogue, '[arms.slow]\nwords = "ours, slowly"\nkinds = ["images"]\ncolour = 2\ndash = [9, 9]\n')
-    edit(project, lambda params: params["quick"]["overrides"]["digits"]["arms"].update(slow={"flow_lr": 1e-6}))
+    edit(project, lambda params: params["experiments"]["plain"]["arms"].update(slow={"flow_lr": 1e-6}))
     assert len(call(project, "git status --porcelain").splitlines()) == 2
-    made = run(project, DVC)
-    assert {place.split("/")[2] for place in made} == {"slow"} and "digits/seed-1/slow/brightness" in made
-    assert "Glow (ours, slowly)" in (project / "build/report/quick/index.html").read_text()
+    made = run(project, "dvc repro small")
+    assert {place.split("/")[2] for place in made} == {"slow"} and "plain/seed-1/slow/brightness" in made
+    assert "Glow (ours, slowly)" in (project / "build/report/small/index.html").read_text()

@@ -17,6 +17,7 @@ from pipeline.params import load, merge
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
     "seeds": {"toy": [0, 1], "images": [0]},
+    "together": True,
     "experiments": ["ring", "digits"],
     "overrides": {
         "ring": {
