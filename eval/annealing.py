@@ -33,6 +33,7 @@ class Chains(State):
 
     Attributes:
         eps: where they are, [B, D].
+        here: w there and its gradient, ([B], [B, D]); None where nobody has looked yet.
         total: their log-weights so far, [B].
         accepted: the share of accepted proposals of each trajectory.
         sizes: the step sizes found so far, by chains that look for them.
@@ -40,7 +41,15 @@ class Chains(State):
 
     def __init__(self, eps: Tensor):
         self.step, self.eps, self.total = 0, eps, torch.zeros(len(eps), dtype=torch.float64)
+        self.here: tuple[Tensor, Tensor] | None = None
         self.accepted, self.sizes = list[float](), [START]
+
+    def look(self, path: "Path") -> tuple[Tensor, Tensor]:
+        """w where they are and its gradient; computed once for each place, since it is most of the work."""
+        self.eps = self.eps.to(path.device)  # of a saved state it is the CPU's
+        w, slope = self.here or path.slope(self.eps)
+        self.here = w.to(path.device), slope.to(path.device)
+        return self.here
 
 
 @dataclass(frozen=True)
@@ -73,31 +82,39 @@ class Path:
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.randn(n, self.dims, generator=generator).to(self.device)
 
-    def move(self, eps: Tensor, b: float, size: float, generator: torch.Generator) -> tuple[Tensor, float]:
-        """One trajectory of each chain; returns the chains and the share that was accepted."""
+    def move(self, chains: Chains, b: float, size: float, generator: torch.Generator) -> float:
+        """One trajectory of each chain; returns the share that was accepted."""
+        here, eps = chains.look(self), chains.eps
         momentum = torch.randn(eps.shape, generator=generator).to(eps)
-        energy, slope = self.potential(eps, b)
+        energy, force = self.potential(eps, b, *here)
         start = energy + 0.5 * momentum.square().sum(1)
         x = eps
         for _ in range(self.leapfrog):
-            momentum = momentum - 0.5 * size * slope
+            momentum = momentum - 0.5 * size * force
             x = x + size * momentum
-            new, slope = self.potential(x, b)
-            momentum = momentum - 0.5 * size * slope
+            there = self.slope(x)
+            new, force = self.potential(x, b, *there)
+            momentum = momentum - 0.5 * size * force
         end = new + 0.5 * momentum.square().sum(1)
         chance = torch.rand(len(eps), generator=generator).to(eps)
         # never to where the density is no number, nor from there: either alone would not leave it invariant
         accept = (chance.log() < start - end) & start.isfinite()
-        return torch.where(accept[:, None], x, eps), accept.float().mean().item()
+        chains.eps = torch.where(accept[:, None], x, eps)
+        chains.here = torch.where(accept, there[0], here[0]), torch.where(accept[:, None], there[1], here[1])
+        return accept.float().mean().item()
 
-    def potential(self, eps: Tensor, b: float) -> tuple[Tensor, Tensor]:
-        """-log of the annealed density [B] but for its constant, infinite where no number; its gradient [B, D]."""
+    def slope(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """w [B], and its gradient [B, D]."""
         with torch.enable_grad():
             eps = eps.detach().requires_grad_()
-            value = 0.5 * eps.square().sum(1) - b * self.log_weight(eps)
-            slope = torch.autograd.grad(value.sum(), eps)[0]
-        fine = value.isfinite() & slope.isfinite().all(1)
-        return torch.where(fine, value, torch.inf).detach(), torch.where(fine[:, None], slope, 0)
+            w = self.log_weight(eps)
+            return w.detach(), torch.autograd.grad(w.sum(), eps)[0]
+
+    def potential(self, eps: Tensor, b: float, w: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """-log of the annealed density [B] but for its constant, infinite where no number; its gradient [B, D]."""
+        value, force = 0.5 * eps.square().sum(1) - b * w, eps - b * slope
+        fine = value.isfinite() & force.isfinite().all(1)
+        return torch.where(fine, value, torch.inf), torch.where(fine[:, None], force, 0)
 
 
 def adapt(path: Path, n: int, generator: torch.Generator, target: float = 0.65) -> tuple[float, ...]:
@@ -112,8 +129,7 @@ def adapt(path: Path, n: int, generator: torch.Generator, target: float = 0.65) 
     keeper.load()
     for b in path.betas[chains.step :]:
         size = chains.sizes[-1]
-        chains.eps, accepted = path.move(chains.eps.to(path.device), b, size, own)
-        chains.sizes.append(size * math.exp(accepted - target))
+        chains.sizes.append(size * math.exp(path.move(chains, b, size, own) - target))
         chains.step += 1
         keeper.tick()
     keeper.save()
@@ -164,13 +180,10 @@ class Annealing:
         keeper.load()
         progress = Progress(path.temperatures, len(eps), chains.step)
         for i in places[chains.step :]:
-            chains.eps = chains.eps.to(path.device)
             # in both directions the state is one of betas[i] before the weight is taken
             if way < 0 or i > 0:
-                chains.eps, accepted = path.move(chains.eps, path.betas[i], self.sizes[i], generator)
-                chains.accepted.append(accepted)
-            with torch.no_grad():
-                chains.total += (path.betas[i + way] - path.betas[i]) * path.log_weight(chains.eps).double().cpu()
+                chains.accepted.append(path.move(chains, path.betas[i], self.sizes[i], generator))
+            chains.total += (path.betas[i + way] - path.betas[i]) * chains.look(path)[0].double().cpu()
             chains.step += 1
             progress(chains.step, log_z=way * importance(chains.total))
             keeper.tick()

@@ -159,7 +159,7 @@ class Screen(logging.Handler):
             self.console.print(table)
         self.say(f"{len(self.ended)} stages in {clock(time.monotonic() - self.started)}")
         if report.exists():
-            self.say(f"The report: {report.resolve()}")
+            self.console.print(Text(f"The report: {report.resolve()}"), soft_wrap=True)  # whole, to be copied
 
 
 def tail(path: Path) -> str:

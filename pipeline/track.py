@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import platform
+import socket
 import threading
 import time
 import uuid
@@ -19,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 from pipeline.catalogue import ROOT
 from pipeline.errors import Interrupted, UserError
@@ -177,6 +179,7 @@ def lock_path() -> Path:
 
 def mirror(lines: list[dict[str, Any]], start: int) -> None:
     """Send lines[start:] to the record's run in MLflow; what an interrupted sending has brought there stays single."""
+    require_server(urlsplit(tracking_uri()))
     for limit, value in (("MAX_RETRIES", "1"), ("TIMEOUT", "10")):
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{limit}", value)
     from mlflow import MlflowClient, entities  # takes seconds to import
@@ -201,6 +204,12 @@ def mirror(lines: list[dict[str, Any]], start: int) -> None:
         client.log_batch(run_id, metrics=metrics[first : first + 1000])
     if lines[-1]["kind"] == "end":
         client.set_terminated(run_id, lines[-1]["status"], lines[-1]["time"])
+
+
+def require_server(uri: SplitResult) -> None:
+    """Raise OSError where a server is named and nobody listens, before MLflow is imported to find that out."""
+    if uri.scheme in ("http", "https") and uri.hostname:
+        socket.create_connection((uri.hostname, uri.port or {"http": 80, "https": 443}[uri.scheme]), 10).close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,8 +30,8 @@ def content(profile: str, build: Path, out: Path) -> list[Section]:
     if profile == "full":
         again, sections = "8", of_the_paper(results, why, pictures, measured, ran)
     elif profile == "small":
-        no_claim = Text("None of the paper's claims is on the data of this profile.")
-        holds = judged_claims(results, why)[1] if claims_of(profile) else [no_claim]
+        no_claim: list[Block] = [Text("None of the paper's claims is on the data of this profile.")]
+        holds = judged_claims(results, why)[1] if claims_of(profile) else no_claim
         again, sections = "2 small", [
             ("What this is", [Text(NOTES["small"])]), ("What holds", holds),
             ("Results", [*chain(*(pictures[each] for each in ("samples", "trajectories", "probe", "training")))]),

@@ -263,7 +263,8 @@ def test_a_constant_channel_is_refused(tmp_path, monkeypatch):
 def test_images_that_were_hardly_meant_are_warned_of(tmp_path, monkeypatch, caplog, images_, says):
     monkeypatch.setattr(logging.getLogger("fce"), "propagate", True)
     load_own(tmp_path, monkeypatch, GOOD | {"train_images": images_})
-    said = [record.getMessage() for record in caplog.records]
+    # pytest hears a record twice where an earlier test has run a stage
+    said = list({id(record): record.getMessage() for record in caplog.records}.values())
     assert len(said) == (says is not None) and all(re.search(says, each) for each in said)
 
 
