@@ -22,17 +22,14 @@ $(VENV)/installed: envs/requirements.lock envs/bootstrap.lock
 
 install: $(VENV)/installed  ## the locked environment, in .venv
 
-quick: install  ## ring and digits, 2 seeds, minutes on a laptop; ends with the report's place
+quick: install  ## ring and digits, minutes on a laptop; ends with the report's place
 	snakemake --cores $(CORES) quick
-	@echo "The report: $(CURDIR)/build/report/quick/index.html"
 
 small: install  ## CIFAR-10 with a Glow that two cores can train, 3 seeds (hours)
 	snakemake --cores $(CORES) small
-	@echo "The report: $(CURDIR)/build/report/small/index.html"
 
 full: install  ## the full reproduction (hours; images want a GPU)
 	snakemake --cores $(CORES)
-	@echo "The report: $(CURDIR)/build/report/full/index.html"
 
 test: install  ## the tests
 	python -m pytest

@@ -27,12 +27,14 @@ SHARED = int(os.environ.get("FCE_GPUS", "1"))  # how many GPUs one training of i
 SLICES = {path: text for profile, names in PARAMS.experiments.items() for name in names
           for path, text in PARAMS.slices(profile, name).items()}
 
+ASKED = next((name for name in PROFILES if any(name in argument for argument in sys.argv[1:])), "full")  # the profile
+PAGE = Path(f"build/report/{ASKED}/index.html")
 SAID, SCREEN = workflow.output_settings, None
 if workflow.is_main_process and not (SAID.dryrun or SAID.verbose or SAID.printshellcmds or SAID.log_handler_settings
                                      or {Quietness.ALL, Quietness.PROGRESS} & set(SAID.quiet or ())):
     from pipeline.screen import Screen  # a look at what there is to do is quicker without
 
-    SCREEN = Screen(silent={*PROFILES, "densities", "params", "scores", "total"})
+    SCREEN = Screen({*PROFILES, "densities", "params", "scores", "total"}, PAGE)
     SCREEN.replace(logger)
 
 if workflow.local_exec:  # jobs that run side by side fit into this machine, or into the container that it is
@@ -259,14 +261,12 @@ rule report:
 
 def end(failed):
     """Send to MLflow what is not there yet, and say what ran and where the report is."""
-    profile = next((name for name in PROFILES if any(name in argument for argument in sys.argv[1:])), "full")
-    page = Path(f"build/report/{profile}/index.html")
     if failed:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        shell(f"{FCE} report --profile {profile} --build build --out {page} >> {page.parent}.log 2>&1 || true")
+        PAGE.parent.mkdir(parents=True, exist_ok=True)
+        shell(f"{FCE} report --profile {ASKED} --build build --out {PAGE} >> {PAGE.parent}.log 2>&1 || true")
     shell(f"{FCE} send || true")
     if SCREEN:
-        SCREEN.close_run(page)
+        SCREEN.close_run()
 
 
 # What could not run stops nothing else (profiles/default keeps going): the report says what is missing, and why.

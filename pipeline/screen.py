@@ -60,12 +60,13 @@ class Screen(logging.Handler):
 
     Args:
         silent: rules that are no stages.
+        report: the page that the run makes, or an earlier one made.
         console: where it speaks (default: standard error).
     """
 
-    def __init__(self, silent: Collection[str], console: Console | None = None) -> None:
+    def __init__(self, silent: Collection[str], report: Path, console: Console | None = None) -> None:
         super().__init__()
-        self.silent = silent
+        self.silent, self.report = silent, report
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
         self.total, self.started = 0, time.monotonic()
         self.jobs, self.ended = dict[int, Work](), list[Work]()
@@ -89,6 +90,7 @@ class Screen(logging.Handler):
             self.say(record.getMessage(), "red" if record.levelno >= logging.ERROR else "yellow")
         elif str(record.msg).startswith(IDLE):
             self.say("nothing to do: all is up to date")
+            self.say_report()
 
     def on_run_info(self, content: dict[str, Any]) -> None:
         """The jobs to come are known."""
@@ -143,7 +145,11 @@ class Screen(logging.Handler):
     def say(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style=style))
 
-    def close_run(self, report: Path) -> None:
+    def say_report(self) -> None:
+        if self.report.exists():
+            self.console.print(Text(f"The report: {self.report.resolve()}"), soft_wrap=True)  # whole, to be copied
+
+    def close_run(self) -> None:
         """What ran and how long, and where the report is."""
         self.over.set()
         self.live.stop()
@@ -158,8 +164,7 @@ class Screen(logging.Handler):
         if self.ended:
             self.console.print(table)
         self.say(f"{len(self.ended)} stages in {clock(time.monotonic() - self.started)}")
-        if report.exists():
-            self.console.print(Text(f"The report: {report.resolve()}"), soft_wrap=True)  # whole, to be copied
+        self.say_report()
 
 
 def tail(path: Path) -> str:

@@ -21,7 +21,7 @@ class Place:
     def __init__(self, folder: Path, terminal: bool):
         self.out = io.StringIO()
         console = Console(file=self.out, width=80, force_terminal=terminal, color_system=None)
-        self.screen, self.log = Screen({"params", "total"}, console), logging.Logger("engine")
+        self.screen, self.log = Screen({"params", "total"}, folder / "index.html", console), logging.Logger("engine")
         handler = logging.StreamHandler()
         handler.name = ENGINE
         self.log.addHandler(handler)
@@ -61,9 +61,8 @@ def test_a_run_is_a_line_a_stage_and_a_table(place: Place) -> None:
     place.tell(LogEvent.JOB_FINISHED, job_id=2)
     place.start(3, "digits/seed-0/joint/joint.log", "Traceback ...", MISSING)
     place.tell(LogEvent.JOB_ERROR, "Error in rule joint", logging.ERROR, jobid=3)
-    report = place.folder / "index.html"
-    report.write_text("")
-    place.screen.close_run(report)
+    (report := place.folder / "index.html").write_text("")
+    place.screen.close_run()
     lines = place.said.splitlines()
     assert "3 stages to run" in lines[0] and "Building" not in place.said and "fce data" not in place.said
     assert [line.split()[1:-1] for line in lines if line.startswith("0:00:00") and "failed" not in line][:2] == [
@@ -81,14 +80,15 @@ def test_what_is_at_work_shows_how_far_it_is_and_the_time_left(place: Place) -> 
     assert (str(work), work.progress()) == ("digits/seed-0/joint joint", "120/150, 0:00:12 left")
     place.start(2, "report/../../report/quick.log")
     assert str(place.screen.jobs[2]).endswith("report")
-    place.screen.close_run(place.folder / "none.html")
+    place.screen.close_run()
     assert "The report" not in place.said
 
 
 def test_what_the_engine_warns_of_is_shown_and_that_there_is_nothing_to_do(place: Place) -> None:
     place.tell(None, "MissingInputException in rule fid", logging.ERROR)
+    (place.folder / "index.html").write_text("")
     place.tell(None, "Nothing to be done (all requested files are present and up to date).")
-    assert "MissingInputException" in place.said and "all is up to date" in place.said
+    assert "MissingInputException" in place.said and "all is up to date" in place.said and "The report" in place.said
 
 
 def test_a_stage_that_was_killed_says_so(place: Place) -> None:
@@ -100,5 +100,5 @@ def test_a_stage_that_was_killed_says_so(place: Place) -> None:
 def test_another_loggers_terminal_is_left_alone() -> None:
     log, handler = logging.Logger("engine"), logging.StreamHandler()
     log.addHandler(handler)
-    Screen(set(), Console(file=io.StringIO())).replace(log)
+    Screen(set(), Path("none"), Console(file=io.StringIO())).replace(log)
     assert log.handlers == [handler]

@@ -37,7 +37,7 @@ def run(job: Job) -> None:
     random = data.generator(job.seed_for("batches"))
     players = generator, discriminator = make_dcgan(data.shape, settings.latent, settings.widths)
     for player in players:
-        player.to(job.device, memory_format=torch.channels_last)  # 1.15 times as fast on a CPU at 32x32
+        player.to(job.device).to(memory_format=torch.channels_last)  # 1.15 times as fast on a CPU at 32x32
     optimizers = [torch.optim.Adam(player.parameters(), lr=lr, betas=(settings.beta1, 0.999), fused=True)
                   for player, lr in ((discriminator, rates.discriminator_lr), (generator, rates.generator_lr))]
     done = Updates(job)
