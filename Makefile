@@ -40,14 +40,15 @@ test-fast: install  ## those of them that take less than a minute: theorems, par
 lint: install  ## ruff and mypy
 	ruff check . && mypy pipeline fce eval reports benchmarks
 
-bench: install  ## our Glow against normflows and nflows, and other speeds (half an hour): benchmarks/results
+bench: install  ## our Glow against normflows and nflows, and other speeds (an hour): benchmarks/results
 	VIRTUAL_ENV="$(CURDIR)/$(VENV)" uv pip install -q --compile-bytecode --require-hashes -r envs/bench.lock
 	python -m benchmarks.joint --out benchmarks/results/joint.json
 	python -m benchmarks.precision --out benchmarks/results/precision.json
 	python -m benchmarks.stack --out benchmarks/results/stack.json
 	python -m benchmarks.glow --out benchmarks/results/glow.json
 	python -m benchmarks.plot benchmarks/results/glow.json
-	python -m benchmarks.pipeline --cores $(CORES) --out benchmarks/results/pipeline.json
+	python -m benchmarks.pipeline --cores $(CORES) --against reports/published/benchmarks/pipeline.json \
+	  --out benchmarks/results/pipeline.json
 
 readme: install  ## README's tables, from the published scores
 	python -m reports.readme

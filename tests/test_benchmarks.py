@@ -2,11 +2,14 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import glow, joint, models, pipeline, plot, precision, timing
+from pipeline.catalogue import ROOT
 
 TINY = models.Sizes(side=8, levels=1, steps=4, width=8)
 
@@ -106,3 +109,24 @@ def test_runs_side_by_side_in_one_process_compute_once():
 
     found = pipeline.computing([record(1, 1000, 5000), record(1, 2000, 6000), record(2, 3000, 4000)])
     assert sorted(found.values()) == [1.0, 5.0]
+
+
+def test_a_command_that_costs_a_quarter_more_than_published_is_an_error():
+    """In units of the reference computation: a machine that is slower for both has grown in nothing."""
+    published = json.loads((ROOT / "reports/published/benchmarks/pipeline.json").read_text())["commands"]
+    assert set(published) == set(pipeline.COMMANDS) and not pipeline.grown(published, published)
+    slower = {name: cost | {"cpu_minutes": 9 * cost["cpu_minutes"]} for name, cost in published.items()}
+    assert not pipeline.grown(slower, published)
+    worse = published | {"quick": {"references": 1.26 * published["quick"]["references"]}}
+    (line,) = pipeline.grown(worse, published)
+    assert line.startswith("quick: ") and "1.26 times what it was" in line
+    assert not pipeline.grown(worse, {})  # nothing to set it beside
+
+
+def test_the_cost_of_a_command_is_that_of_all_it_starts(tmp_path):
+    """Also of what its children started; a command that fails is an error."""
+    burn = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}], check=True)"
+    assert 0.3 <= pipeline.cpu_seconds([sys.executable, "-c", nested], tmp_path) < 1.5
+    with pytest.raises(subprocess.CalledProcessError):
+        pipeline.cpu_seconds([sys.executable, "-c", "raise SystemExit(1)"], tmp_path)
