@@ -169,7 +169,7 @@ def own_hash(name):
     return lambda wildcards: fingerprint(own_of(name, wildcards))
 
 
-IMAGES = either(dict.fromkeys(name for profile in PARAMS.profiles for name in PARAMS.names(profile, "images")))
+OF_IMAGES = either(dict.fromkeys(name for profile in PARAMS.profiles for name in PARAMS.names(profile, "images")))
 APART = either([name for name, profile in PARAMS.profiles.items() if not profile.together])
 
 for NAME, STAGE in STAGES.items():
@@ -188,7 +188,7 @@ for NAME, STAGE in STAGES.items():
         benchmark:
             str(Path(STAGE.out).with_name(f"{NAME}.benchmark.tsv"))
         wildcard_constraints:
-            **({} if NAME in ("data", "inception") else {"experiment": IMAGES}),
+            **({} if NAME in ("data", "inception") else {"experiment": OF_IMAGES}),
             **({"profile": APART} if STAGE.seeded else {}),
         priority: 10 * STAGE.first  # what others wait for; measures fill the gaps
         threads: threads if STAGE.sections else 1

@@ -1,5 +1,10 @@
 """How a run ends otherwise than well: what that says to its user, and the exit code."""
 
+import re
+
+ERROR_LINE = re.compile("^error: (.*)", re.MULTILINE)  # why a stage failed, in its log
+
+
 
 class Ended(Exception):
     """A run that ended without its output."""

@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.errors import ERROR_LINE
 from pipeline.progress import EVERY, clock
 
 IDLE = "Nothing to be done"  # how the engine says so
@@ -51,7 +52,7 @@ class Work:
 
     def why(self) -> str:
         """Why it failed, as its log says."""
-        said = re.findall("^error: (.*)", tail(self.log), re.MULTILINE)
+        said = ERROR_LINE.findall(tail(self.log))
         return said[-1] if said else "ended without a word: killed, or out of memory"
 
 
@@ -69,8 +70,7 @@ class Screen(logging.Handler):
         self.silent, self.report = silent, report
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
         self.total, self.started = 0, time.monotonic()
-        self.jobs, self.ended = dict[int, Work](), list[Work]()
-        self.working = set[int]()
+        self.working, self.ended = dict[int, Work](), list[Work]()  # the first by the engine's numbers of jobs
         self.over = threading.Event()
         self.live = Live(console=self.console, get_renderable=self.at_work, refresh_per_second=2, transient=True)
 
@@ -104,12 +104,11 @@ class Screen(logging.Handler):
     def on_job_info(self, content: dict[str, Any]) -> None:
         """A job starts."""
         if content["log"]:
-            self.jobs[content["jobid"]] = Work(Path(content["log"][0]))
-            self.working.add(content["jobid"])
+            self.working[content["jobid"]] = Work(Path(content["log"][0]))
 
     def on_job_finished(self, content: dict[str, Any]) -> None:
         if work := self.end(content["job_id"]):
-            self.say(f"{self.so_far()}  {work!s:<{WIDTH}}  {clock(work.seconds)}")
+            self.say(self.line(work, clock(work.seconds)))
 
     def on_job_error(self, content: dict[str, Any]) -> None:
         if work := self.end(content["jobid"]):
@@ -117,30 +116,27 @@ class Screen(logging.Handler):
             self.say(f"{self.so_far()}  {work} failed: {work.error} ({work.log})", "red")
 
     def end(self, job: int) -> Work | None:
-        if job not in self.working:
-            return None
-        self.working.discard(job)
-        work = self.jobs[job]
-        work.seconds = time.monotonic() - work.started
-        self.ended.append(work)
+        if work := self.working.pop(job, None):
+            work.seconds = time.monotonic() - work.started
+            self.ended.append(work)
         return work
 
     def so_far(self) -> str:
         """The time since the start, and how many stages have ended."""
         return f"{clock(time.monotonic() - self.started)} {len(self.ended):>{len(str(self.total))}}/{self.total}"
 
-    def at_work(self) -> Table:
+    def line(self, work: Work, what: str) -> str:
+        return f"{self.so_far()}  {work!s:<{WIDTH}}  {what}"
+
+    def at_work(self) -> Text:
         """A line for each stage at work."""
-        table = Table.grid()
-        for work in [self.jobs[job] for job in sorted(self.working)]:
-            table.add_row(Text(f"{self.so_far()}  {work!s:<{WIDTH}}  {work.progress()}", style="cyan"))
-        return table
+        return Text("\n".join(self.line(work, work.progress()) for work in list(self.working.values())), style="cyan")
 
     def tell(self) -> None:
         """Tell now and then what is at work, where the terminal does not show it."""
         while not self.over.wait(EVERY):
-            for work in [self.jobs[job] for job in sorted(self.working)]:
-                self.say(f"{self.so_far()}  {work!s:<{WIDTH}}  {work.progress()}")
+            if self.working:
+                self.say(self.at_work().plain)
 
     def say(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style=style))

@@ -20,7 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from pipeline.catalogue import ROOT
 from pipeline.errors import Interrupted, UserError
@@ -179,7 +180,7 @@ def lock_path() -> Path:
 
 def mirror(lines: list[dict[str, Any]], start: int) -> None:
     """Send lines[start:] to the record's run in MLflow; what an interrupted sending has brought there stays single."""
-    require_server(urlsplit(tracking_uri()))
+    require_server()
     for limit, value in (("MAX_RETRIES", "1"), ("TIMEOUT", "10")):
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{limit}", value)
     from mlflow import MlflowClient, entities  # takes seconds to import
@@ -206,9 +207,13 @@ def mirror(lines: list[dict[str, Any]], start: int) -> None:
         client.set_terminated(run_id, lines[-1]["status"], lines[-1]["time"])
 
 
-def require_server(uri: SplitResult) -> None:
-    """Raise OSError where a server is named and nobody listens, before MLflow is imported to find that out."""
-    if uri.scheme in ("http", "https") and uri.hostname:
+def require_server() -> None:
+    """Raise OSError where a server is named and nobody listens, before MLflow is imported to find that out.
+
+    Behind a proxy only MLflow's own request can tell.
+    """
+    uri = urlsplit(tracking_uri())
+    if uri.scheme in ("http", "https") and uri.hostname and uri.scheme not in getproxies():
         socket.create_connection((uri.hostname, uri.port or {"http": 80, "https": 443}[uri.scheme]), 10).close()
 
 

@@ -1,7 +1,6 @@
 """Where numbers come from, and why some are missing: the records and logs below build/<profile>/."""
 
 import json
-import re
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.catalogue import STAGES
+from pipeline.errors import ERROR_LINE
 from pipeline.track import was_killed
 from reports.scores import Results, anchor
 
@@ -32,7 +32,7 @@ def failures(results: Results) -> list[dict[str, str]]:
     found = []
     folders = {results.build / "downloads", *(path.parent for path in results.named)}
     for path in chain.from_iterable(folder.glob("*.log") for folder in folders):
-        errors = re.findall("^error: (.*)", path.read_text(errors="replace"), re.MULTILINE)
+        errors = ERROR_LINE.findall(path.read_text(errors="replace"))
         if errors:
             found.append({**place_of(results.folder, path), "stage": path.stem, "why": errors[-1]})
     found += [{**place_of(results.folder, path), "stage": path.name, "why": KILLED} for path in sorted(results.named)

@@ -48,7 +48,7 @@ class Values:
         # label counts share the test images: at worst they err alike, and the mean's error is the mean of the errors
         error = rows["standard_error"].to_numpy(dtype=float)
         anew = rows["shared"].isin([False]).to_numpy() if "shared" in rows else np.zeros(len(rows), bool)
-        errors = pd.DataFrame({"all": error, "shared": np.where(anew, 0.0, np.nan_to_num(error))}, seeds)
+        errors = pd.DataFrame({"all": error, "shared": np.where(anew | np.isnan(error), 0.0, error)}, seeds)
         at, errors = (each.sort_index() if each.index.is_unique else each.groupby(level=0).mean(skipna=False)
                       for each in (at, errors))
         kept: dict[Any, list[PerImage | None]] = {}

@@ -76,10 +76,10 @@ def test_a_run_is_a_line_a_stage_and_a_table(place: Place) -> None:
 def test_what_is_at_work_shows_how_far_it_is_and_the_time_left(place: Place) -> None:
     place.tell(LogEvent.RUN_INFO, stats={"joint": 1})
     place.start(1, "digits/seed-0/joint/joint.log", "warm start", "12:00 INFO 120/150  V -2.3  300/s  0:00:12 left", "")
-    work = place.screen.jobs[1]
+    work = place.screen.working[1]
     assert (str(work), work.progress()) == ("digits/seed-0/joint joint", "120/150, 0:00:12 left")
     place.start(2, "report/../../report/quick.log")
-    assert str(place.screen.jobs[2]).endswith("report")
+    assert str(place.screen.working[2]).endswith("report")
     place.screen.close_run()
     assert "The report" not in place.said
 
