@@ -2,9 +2,10 @@
 
 Each is run in a clean clone, and set beside a reference computation of the same sitting, whose CPU time is measured
 before, between and after: a slower machine takes longer for both. The benchmark fails where either costs GROWTH times
-as much as in an earlier result (`--against`; the published one), by that ratio. Of the quick profile it also shows how much is
-computing (from the moment a stage's record begins, when Python and its libraries are loaded, to the record's end), and
-the peak of the memory. `python -m benchmarks.pipeline --cores 2 --out benchmarks/results/pipeline.json`.
+as much as in an earlier result (`--against`; the published one), by that ratio. Of the quick profile it also shows how
+much is computing (from the moment a stage's record begins, when Python and its libraries are loaded, to the record's
+end), and of both the peak of the memory. `python -m benchmarks.pipeline --cores 2 --out
+benchmarks/results/pipeline.json`.
 """
 
 import argparse
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--commands", nargs="+", choices=tuple(COMMANDS), default=tuple(COMMANDS), help="which to run")
-    parser.add_argument("--against", type=Path, default=PUBLISHED, help="an earlier result (default: the published one)")
+    parser.add_argument("--against", type=Path, default=PUBLISHED, help="an earlier result (default: published)")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(argv)
     before = json.loads(given.against.read_text())["commands"]
