@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from benchmarks.models import Sizes, make_ours
 from benchmarks.timing import write_results
-from fce.flow.coupling import CouplingNet, Layers, collect, gather, net_precision
+from fce.flow.coupling import CouplingNet, Layers, collect, gather, net_precision, padded
 from fce.optim import lr_factor, make_optimizer, set_lr
 from pipeline.numerics import settle
 
@@ -34,7 +34,7 @@ def imitated_tf32() -> Iterator[None]:
 
     def forward(net: CouplingNet, x: Tensor, layers: Layers) -> Tensor:
         w1, b1, w2, b2, w3, b3 = layers
-        h = F.linear(rounded_to_tf32(gather(x)), rounded_to_tf32(w1), b1).relu()
+        h = F.linear(rounded_to_tf32(gather(padded(x))), rounded_to_tf32(w1), b1).relu()
         h = F.linear(rounded_to_tf32(h), rounded_to_tf32(w2), b2).relu()
         return collect(F.linear(rounded_to_tf32(h), rounded_to_tf32(w3)), x.shape) + b3
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-FIRST = ("test_engines", "test_resume", "test_faults")  # the longest files: two workers then end together
+FIRST = ("test_engines", "test_grain", "test_resume", "test_faults")  # the longest files: the workers then end together
 FAST = {"test_energy", "test_flow", "test_house", "test_intervals", "test_objective", "test_params", "test_readme",
         "test_report", "test_screen", "test_stage"}  # `make test-fast`: theorems, parameters, the report
 

@@ -16,7 +16,8 @@ from pipeline.params import load
 FOLDER = Path(os.environ.get("FCE_DATA", ""))
 SHORT = {
     "pretrain": {"steps": 2, "batch": 4, "validate_every": 2, "trajectory": {"moments": 1, "images": 4}},
-    "joint": {"ebm_updates": 2, "batch": 2, "head_start": 0, "log_every": 2, "trajectory": {"moments": 1, "images": 4}},
+    "joint": {"ebm_updates": 2, "batch": 2, "head_start": 0, "log_every": 2, "trajectory": {"moments": 1, "images": 4},
+              "ebm_per_round": 1, "flow_per_round": 1},
     "dcgan": {"orig": {"discriminator_lr": 1.0e-4, "generator_lr": 1.0e-4, "updates": 2}, "batch": 4},
     "classifier": {"epochs": 1, "features": 7},  # fewer than the images of a part
     "sample": {"count": 16, "batch": 8},

@@ -1,7 +1,9 @@
 """Affine and additive coupling, with the networks inside in the form that hardware multiplies best.
 
 Channels come last, so a convolutional net is three products of matrices, pixels by channels: a 3x3 convolution of few
-channels gathers each pixel's neighbours first, one to few channels multiplies first and sums the neighbours then.
+channels gathers each pixel's neighbours first, one to few channels multiplies first and sums the neighbours then. In
+narrow nets that moves more numbers than it multiplies; there a CPU's own convolution of channels that come last is
+faster.
 """
 
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from fce.flow.layers import LOG_SCALE, ActNorm, ZeroOutput, border, linear, ring
 Precision = Literal["fp32", "tf32", "bf16"]
 Layers = tuple[Tensor, ...]  # the three layers' weights and biases, in turn; with an edge channel the last one's taps
 LARGE = 2**17  # numbers of one layer's weights, from which on to copy them takes longer than to call for each
+NARROW = 64  # widths up to which a CPU's 3x3 convolution is faster than to gather, multiply and collect
 BLOCK = 2**18  # numbers of one layer's activations, for each core: with so few they stay in its cache
 reduced: dict[str, torch.dtype] = {}  # {"dtype": what the middle layers multiply in}, empty for float32
 
@@ -43,14 +46,20 @@ def middle(x: Tensor) -> Tensor:
     return x.to(reduced["dtype"]) if reduced else x
 
 
-def gather(x: Tensor, edge: bool = False) -> Tensor:
-    """Each pixel's 3x3 neighbours [B H W, 9 C] of x [B, H, W, C], zeros beyond the walls; with `edge` of C + 1."""
-    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
-    if edge:  # nine columns more of some hundred: to add a map of the layer's width instead moves more numbers
-        padded = torch.cat([padded, ring(x.shape, x).permute(0, 2, 3, 1).expand(len(x), -1, -1, -1)], -1)
-    (b, h, w), c = x.shape[:3], padded.shape[-1]
-    s0, s1, s2, s3 = padded.stride()
-    return padded.as_strided((b, h, w, 3, 3, c), (s0, s1, s2, s1, s2, s3)).reshape(b * h * w, 9 * c)
+def padded(x: Tensor, edge: bool = False) -> Tensor:
+    """x [B, H, W, C] with zeros beyond the walls; with `edge` a channel more, which is one there."""
+    walled = F.pad(x, (0, 0, 1, 1, 1, 1))
+    if not edge:
+        return walled
+    # a channel more of some dozen: to add a map of the layer's width instead moves more numbers
+    return torch.cat([walled, ring(x.shape, x).permute(0, 2, 3, 1).expand(len(x), -1, -1, -1)], -1)
+
+
+def gather(walled: Tensor) -> Tensor:
+    """Each pixel's 3x3 neighbours [B H W, 9 C], of x `padded`."""
+    (b, h, w, c), (s0, s1, s2, s3) = walled.shape, walled.stride()
+    near = walled.as_strided((b, h - 2, w - 2, 3, 3, c), (s0, s1, s2, s1, s2, s3))
+    return near.reshape(-1, 9 * c)
 
 
 def collect(y: Tensor, shape: torch.Size) -> Tensor:
@@ -65,6 +74,27 @@ def collect(y: Tensor, shape: torch.Size) -> Tensor:
     return total
 
 
+def few_to_many(walled: Tensor, near: Tensor | None, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 3x3 convolution [B H W, width] of x `padded`, whose neighbours are at hand or not; weight [width, 9 C]."""
+    if near is not None:
+        return near @ weight.T if bias is None else torch.addmm(bias, near, weight.T)
+    return convolved(walled, weight.reshape(len(weight), 3, 3, -1), bias)
+
+
+def many_to_few(y: Tensor, shape: torch.Size, weight: Tensor, narrow: bool) -> Tensor:
+    """A 3x3 convolution [B, H, W, outputs] of y [B H W, width]; weight [9 outputs, width]."""
+    if not narrow:
+        return collect(y @ weight.T, shape)
+    kernel = weight.view(3, 3, -1, weight.shape[-1]).permute(2, 0, 1, 3).contiguous()
+    return convolved(y.view(*shape[:3], -1), kernel, walls=1).view(*shape[:3], -1)
+
+
+def convolved(x: Tensor, kernel: Tensor, bias: Tensor | None = None, walls: int = 0) -> Tensor:
+    """The convolution [B H W, outputs] of x [B, H, W, C], channels last throughout; kernel [outputs, 3, 3, C]."""
+    y = F.conv2d(x.permute(0, 3, 1, 2), kernel.permute(0, 3, 1, 2), bias, padding=walls)
+    return y.permute(0, 2, 3, 1).reshape(-1, len(kernel))
+
+
 def turned(weight: Tensor, dim: int) -> Tensor:
     """A 3x3 layer's weights for the way back: the neighbours along `dim` in the opposite order."""
     return weight.unflatten(dim, (9, -1)).flip(dim).flatten(dim, dim + 1)
@@ -73,45 +103,48 @@ def turned(weight: Tensor, dim: int) -> Tensor:
 class ConvNet(torch.autograd.Function):
     """3x3, 1x1 and 3x3 convolutions with ReLU between, of x [B, H, W, C]; weights as matrices, see `stacked`.
 
-    On a CPU the pixels pass in blocks: a layer's activations are still in the cache when the next one needs them.
+    On a CPU the images pass in blocks: a layer's activations are still in the cache when the next one needs them.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, keep: bool
     ) -> Tensor:
-        near, (w2, b2) = gather(x, has_edge(x, w1)), (middle(w2), middle(b2))
+        narrow, w2, b2 = is_narrow(w1), middle(w2), middle(b2)
+        outs: list[Tensor] = []
         kept: list[Tensor] = []
-        outs = []
-        for part in blocks(near, len(w1)):
-            first = middle(torch.addmm(b1, near[part], w1.T).relu_())
+        for part in x.split(block(x, len(w1))):
+            walled = padded(part, has_edge(x, w1))
+            first = middle(few_to_many(walled, None if narrow else gather(walled), w1, b1).relu_())
             second = torch.addmm(b2, first, w2.T).relu_()
-            outs.append(second.to(x.dtype) @ w3.T)
+            outs.append(many_to_few(second.to(x.dtype), part.shape, w3, narrow))
             kept.extend((first, second) if keep else ())
         if keep:
             ctx.save_for_backward(x, w1, w2, w3, *kept)
-        return collect(torch.cat(outs), x.shape)
+        return torch.cat(outs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, w1, w2, w3, *kept = ctx.saved_tensors
         of_x = w1.unflatten(1, (9, -1))[..., : x.shape[-1]].flatten(1)
-        g3, back1, back3 = gather(gradient), turned(of_x, 1), turned(w3, 0)
+        back1, back3 = turned(of_x, 1).T, turned(w3, 0).T
         learned = ctx.needs_input_grad[1]  # of a frozen flow x alone needs a gradient
-        near = gather(x, has_edge(x, w1)) if learned else x  # nine times x in size: made again, not kept
+        narrow, images = is_narrow(w1), block(x, len(w1))
         sums: list[Tensor | None] = [None] * 5
-        outs, at = [], 0
-        for first, second in zip(kept[::2], kept[1::2], strict=True):
-            part = slice(at, at := at + len(first))
-            g2 = through_relu((g3[part] @ back3).to(second.dtype), second)
-            g1 = through_relu(g2 @ w2, first).to(gradient.dtype)
-            outs.append(g1 @ back1)
-            if learned:
-                pairs = ((g1, near[part]), (g1, None), (g2, first), (g2, None), (g3[part], second.to(gradient.dtype)))
-                sums = [plus(total, *pair, gradient.dtype) for total, pair in zip(sums, pairs, strict=True)]
+        outs = []
+        for g, part, first, second in zip(gradient.split(images), x.split(images), kept[::2], kept[1::2], strict=True):
+            walled = padded(g)
+            g3 = gather(walled) if learned or not narrow else None
+            g2 = through_relu(few_to_many(walled, None if narrow else g3, back3).to(second.dtype), second)
+            g1 = through_relu(g2 @ w2, first).to(g.dtype)
+            outs.append(many_to_few(g1, part.shape, back1, narrow))
+            if learned and g3 is not None:
+                near = gather(padded(part, has_edge(x, w1)))  # nine times x in size: made again, not kept
+                pairs = ((g1, near), (g1, None), (g2, first), (g2, None), (g3, second.to(g.dtype)))
+                sums = [plus(total, *pair, g.dtype) for total, pair in zip(sums, pairs, strict=True)]
         if sums[4] is not None:
             sums[4] = turned(sums[4], 0)
-        return collect(torch.cat(outs), x.shape), *sums, None
+        return torch.cat(outs), *sums, None
 
 
 def has_edge(x: Tensor, w1: Tensor) -> bool:
@@ -119,12 +152,16 @@ def has_edge(x: Tensor, w1: Tensor) -> bool:
     return w1.shape[1] > 9 * x.shape[-1]
 
 
-def blocks(rows: Tensor, width: int) -> list[slice]:
-    """The rows in parts that a CPU's caches hold; on other devices, and where a compiler sees to it, all of them."""
-    if rows.device.type != "cpu" or torch.compiler.is_compiling():
-        return [slice(0, len(rows))]
-    size = max(64, BLOCK * torch.get_num_threads() // width)
-    return [slice(start, start + size) for start in range(0, len(rows), size)]
+def is_narrow(w1: Tensor) -> bool:
+    """Whether a net's 3x3 layers are better left to a CPU's convolution."""
+    return w1.device.type == "cpu" and len(w1) <= NARROW and not torch.compiler.is_compiling()
+
+
+def block(x: Tensor, width: int) -> int:
+    """Images whose activations a CPU's caches hold; on other devices, and where a compiler sees to it, all of them."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return len(x)
+    return max(1, BLOCK * torch.get_num_threads() // (width * x.shape[1] * x.shape[2]))
 
 
 def through_relu(gradient: Tensor, result: Tensor) -> Tensor:
