@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 TABLES: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 CHECKS = "fce.stages.inputs"  # its `check(job)` looks at what a stage is given, before it starts
-COMMANDS = {"report": "reports/build.py", "send": "pipeline/track.py"}  # beside the stages; modules with `main(argv)`
+COMMANDS = {"report": "reports/build.py", "send": "pipeline/mirror.py"}  # beside the stages; modules with `main(argv)`
+
+PICTURES = "reports.pictures"  # its `of(stage, out)` draws what a stage made, for MLflow
 
 # The path law: where everything lies, below the checkout
 HOME = "build/{profile}/{experiment}/"
@@ -46,6 +48,7 @@ class Stage:
         resumes: whether it keeps its state, and goes on from it.
         shared: whether what it trains can be compiled, and shared by several processes.
         compiles: whether it is compiled on a GPU without being asked, where it trains on images.
+        group: of its numbers in MLflow; by default its own name.
         memory: what it takes for each MB of its inputs, in MB, beside a GB.
     """
 
@@ -63,6 +66,7 @@ class Stage:
     resumes: bool = False
     shared: bool = False
     compiles: bool = False
+    group: str = ""
     memory: int = 6
 
     @property
@@ -157,6 +161,10 @@ def score_of(row: dict[str, Any]) -> Score:
     return Score(**{key: base[key] for key in ("heading", "unit", "table") if key in base} | row | {"caution": caution})
 
 
+PLAIN = ("flow", "generator", "features", "network")  # a run of MLflow's is such a model
+SHORT = {"frechet_inception_distance": "fid", "kernel_inception_distance": "kid", "frechet_distance": "fd",
+         "kernel_distance": "kd"}
+
 STAGES = {name: stage_of(row) for name, row in TABLES["stages"].items()}
 ARMS = {name: Arm(**row | {"model": place(row.get("model", "joint"))}) for name, row in TABLES["arms"].items()}
 SCORES = {name: score_of(row) for name, row in TABLES["scores"].items()}
@@ -168,6 +176,21 @@ def score(name: str) -> Score:
     if found is None:
         raise ValueError(f"the score '{name}' is in no list; add it to [scores] in pipeline/catalogue.toml")
     return found
+
+
+def metric(stage: str, key: str) -> str:
+    """MLflow's name for a number of a stage's record, `<group>/<name>`: a score of Glow's, or of the model's samples or
+    features, by its name, others with what was measured before it; of a curve `<stage>/<name>`.
+    """
+    model, *rest = key.split("/")
+    if model == "system":
+        return key
+    name, group = "_".join(rest), STAGES[stage].group or stage
+    if not rest:
+        return f"{group}/{key}"
+    for long, short in SHORT.items():
+        name = name.replace(long, short)
+    return f"{group}/{name if model in PLAIN else f'{model}_{name}'}"
 
 
 @cache

@@ -7,15 +7,22 @@ import ctypes
 import fcntl
 import math
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from pipeline.progress import log
 
+if TYPE_CHECKING:
+    from psutil import Process
+
+ASKED = {"utilization_percentage": "utilization.gpu", "memory_usage_megabytes": "memory.used",
+         "power_usage_watts": "power.draw"}
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # of Linux; elsewhere there are none
 
 
@@ -80,10 +87,33 @@ def take(indices: Sequence[int]) -> int:
 
 def memory() -> int:
     """MB that are free for jobs."""
-    import psutil  # Snakemake's; a stage does without
+    import psutil  # not needed by a stage that ends within a minute
 
     limits = [text for name in ("memory.max", "memory.limit_in_bytes") for text in limits_in(name)]
     return min([psutil.virtual_memory().available, *(int(text) for text in limits if text.isdigit())]) // 2**20
+
+
+def usage(device: str) -> dict[str, float]:
+    """What this process takes now, and its GPU if `device` is cuda, under MLflow's names."""
+    own = this_process()
+    found = {"system/cpu_utilization_percentage": own.cpu_percent(),
+             "system/memory_usage_megabytes": own.memory_info().rss / 2**20}
+    if device == "cuda":
+        import torch  # as above
+
+        card = f"GPU-{torch.cuda.get_device_properties().uuid}"
+        with suppress(OSError, ValueError, subprocess.SubprocessError):  # without the driver's tool it is not known
+            ask = f"nvidia-smi --id={card} --query-gpu={','.join(ASKED.values())} --format=csv,noheader,nounits"
+            said = subprocess.run(ask.split(), capture_output=True, text=True, timeout=10, check=True).stdout.split(",")
+            found |= {f"system/gpu_{name}": float(value) for name, value in zip(ASKED, said, strict=True)}
+    return found
+
+
+@cache
+def this_process() -> "Process":
+    import psutil  # not needed by a stage that ends within a minute does without
+
+    return psutil.Process()
 
 
 def processors() -> float:

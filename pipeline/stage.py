@@ -23,6 +23,7 @@ from pipeline import devices, processes
 from pipeline.catalogue import ARMS, CHECKS, MODEL, STAGES
 from pipeline.errors import Ended, UserError
 from pipeline.job import Job, drop_state, keep_state, tags_of
+from pipeline.mirror import mirrored
 from pipeline.mistakes import ParamsError
 from pipeline.numerics import settle
 from pipeline.params import read_slice
@@ -120,9 +121,11 @@ def execute(jobs: list[Job], module: ModuleType, given: argparse.Namespace) -> N
             keep_state(jobs, given.save_every)
             around.enter_context(listening())
         if processes.rank() == 0:
-            for job in jobs:
-                job.record = around.enter_context(Run(job.out.with_suffix(".run.jsonl"), job.name, job.tags,
-                                                      job.params.model_dump(), job.provenance(), job.key))
+            records = [job.out.with_suffix(".run.jsonl") for job in jobs]
+            around.enter_context(mirrored(records))
+            for job, record in zip(jobs, records, strict=True):
+                job.record = around.enter_context(Run(record, job.name, job.tags, job.params.model_dump(),
+                                                      job.provenance(), job.key, job.device))
         else:
             nowhere = Path(around.enter_context(tempfile.TemporaryDirectory()))
             for i, job in enumerate(jobs):

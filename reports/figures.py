@@ -21,12 +21,12 @@ from matplotlib.ticker import EngFormatter
 from pipeline.catalogue import ARMS
 from pipeline.files import read_arrays, write_bytes
 from reports.blocks import Figure
+from reports.pictures import GRID, tiled
 from reports.scores import Reason, Results, by_seed, curves
 from reports.verdicts import Values
 from reports.words import NOTES, SAMPLES, called
 
 WIDTH = 7.0  # inches, the report's text column
-GRID = 8  # a sample figure shows the first 8 x 8 images, not chosen ones
 PICTURES: dict[str, Any] = {  # how panels that are pictures stand
     "subplot_kw": {"xticks": [], "yticks": [], "aspect": "equal"},
     "gridspec_kw": {"wspace": 0.06, "hspace": 0.2, "left": 0.03, "right": 0.99, "bottom": 0.06, "top": 0.93}}
@@ -154,14 +154,6 @@ def samples(results: Results, experiment: str, out: Path, why: Reason) -> Figure
     sns.despine(canvas, left=True, bottom=True)
     save(canvas, out, name, None, results.profile)
     return Figure(name, title, f"The first {GRID**2} images of each, seed {seed}; none was chosen.")
-
-
-def tiled(images: np.ndarray, columns: int, levels: int) -> np.ndarray:
-    """Images [N, H, W, C] of these grey levels side by side, with white gaps, in [0, 1]."""
-    gaps = ((0, -len(images) % columns), (0, 1), (0, 1), (0, 0))
-    tiles = np.pad(images / (levels - 1), gaps, constant_values=1)
-    tiles = tiles.reshape(-1, columns, *tiles.shape[1:])
-    return np.vstack([np.hstack(list(row)) for row in tiles]).squeeze()
 
 
 def probe(results: Results, experiments: list[str], out: Path, why: Reason) -> Figure:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline import mirror
 from pipeline.catalogue import STAGES
 from pipeline.errors import ERROR_LINE
 from pipeline.track import was_killed
@@ -75,20 +76,19 @@ def left_over(results: Results) -> str:
 
 def provenance(results: Results) -> pd.DataFrame:
     """A row for each stage that ran, with its scores; the index holds the ids that seeds link to."""
-    rows, ids = [], []
+    rows, ids, runs = [], [], mirror.runs()
     for path in sorted(what_ran(results) & results.named):
         place, file = place_of(results.folder, path), results.files.get(path, {"scores": [], "provenance": {}})
         origin = record(path) | file["provenance"]
         numbers = [f"{score['model']} {score['name']} {score['labels'] or ''} {score['value']:.6g}"
                    for score in file["scores"]]
-        sent = next(path.parent.glob(f"{path.name}.*sent"), None)
         ids.append(anchor(place["experiment"], place["arm"], path.name, place["seed"]))
         rows.append({
             **{key.capitalize(): value for key, value in place.items()}, "Stage": path.name,
             "Commit": origin.get("commit", "")[:10] + (" + changes" if origin.get("dirty") else ""),
             **{key.capitalize(): origin.get(key, "") for key in ("params", "lock", "device", "torch", "seconds")},
             "Inputs": ", ".join(f"{name} {value}" for name, value in origin.get("inputs", {}).items()),
-            "MLflow run": sent.read_text().split(" ")[0] if sent else "",
+            "MLflow run": runs.get(mirror.relative(path.with_name(f"{path.name}.run.jsonl")), ""),
             "Command": origin.get("command", ""), "Scores": "; ".join(numbers)})
     return pd.DataFrame(rows, index=ids, columns=None if rows else ["Experiment", "Arm", "Seed", "Seconds", "Device"])
 

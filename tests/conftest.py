@@ -1,7 +1,11 @@
-"""Every test starts from the same seed, leaves no trace in the global generator and uses one core."""
+"""Every test starts from the same seed, leaves no trace in the global generator or in MLflow, and uses one core."""
+
+import os
 
 import pytest
 import torch
+
+from pipeline import mirror
 
 FIRST = ("test_engines", "test_grain", "test_resume", "test_faults")  # the longest files: the workers then end together
 FAST = {"test_energy", "test_flow", "test_house", "test_intervals", "test_objective", "test_params", "test_readme",
@@ -14,6 +18,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in FAST:
             item.add_marker("fast")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_server(tmp_path_factory):
+    os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+    mirror.SENT = tmp_path_factory.mktemp("mlflow") / "sent.json"
 
 
 @pytest.fixture(autouse=True)

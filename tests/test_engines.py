@@ -11,23 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import TINY, append, call, commit, edit, environment, make_project, own_images, run
+from tiny import append, call, commit, edit, environment, make_project, own_images, run
 
 SNAKEMAKE, DVC = "snakemake --cores 2 quick", "dvc repro quick"
-ARMS = {"ring": ("joint", "joint-from-random", "frozen-flow", "gaussian-noise"), "digits": ("joint", "tilted")}
-DENSITIES = {f"ring/seed-{seed}/{arm}/density" for seed in (0, 1) for arm in ("mle", *ARMS["ring"])}
+ARMS = ("joint", "joint-from-random", "frozen-flow", "gaussian-noise")  # of the ring
+DENSITIES = {f"ring/seed-{seed}/{arm}/density" for seed in (0, 1) for arm in ("mle", *ARMS)}
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with a quick profile of seconds, which also has own images, as the README says."""
+    """A checkout with a quick profile of seconds: a density, and own images, as the README says."""
     folder = make_project(tmp_path_factory.mktemp("project"))
     entry = own_images(folder)
 
     def add(params: dict[str, Any]) -> None:
         params["experiments"]["mine"] = entry
-        params["quick"]["experiments"].append("mine")
-        params["quick"]["overrides"]["mine"] = TINY["overrides"]["digits"]
+        params["quick"]["experiments"] = ["ring", "mine"]
+        params["quick"]["overrides"]["mine"] = params["quick"]["overrides"].pop("digits")
 
     edit(folder, add)
     return commit(folder)
@@ -45,9 +45,8 @@ def test_a_look_writes_nothing(project: Path) -> None:
 def test_switching_engines_reruns_only_what_changed(project: Path) -> None:
     # 1: a clean run by Snakemake makes everything; 2, 3: DVC then has nothing to do, nor has Snakemake
     first = run(project, SNAKEMAKE)
-    measured = ("dcgan/fid", "supervised/supervised")
-    baselines = {f"{name}/seed-0/{place}" for name in ("digits", "mine") for place in measured}
-    assert {"ring/data", "digits/seed-0/tilted/joint", "mine/seed-0/joint/log_z", *DENSITIES, *baselines} <= first
+    images = {f"mine/seed-0/{place}" for place in ("tilted/joint", "joint/log_z", "dcgan/fid", "supervised/supervised")}
+    assert {"ring/data", *DENSITIES, *images} <= first
     assert (project / "build/report/quick/index.html").stat().st_size > 10_000
     assert run(project, DVC) == set()
     assert run(project, SNAKEMAKE) == set()
@@ -79,20 +78,20 @@ def test_a_clone_gets_outputs_from_a_remote_and_goes_on(project: Path, tmp_path:
     call(clone, "make -o install pull")
     assert run(clone, SNAKEMAKE) == set()
     assert run(clone, DVC) == set()
-    scores = "build/quick/digits/seed-0/mle/fid.json"
+    scores = "build/quick/mine/seed-0/mle/fid.json"
     assert (clone / scores).read_bytes() == (project / scores).read_bytes()
 
     # 7: one rate changed in the clone, run by DVC: its stage and the processes that follow
-    edit(clone, lambda params: params["quick"]["overrides"]["digits"]["dcgan"].update(beta1=0.4))
+    edit(clone, lambda params: params["quick"]["overrides"]["mine"]["dcgan"].update(beta1=0.4))
     follow = {f"{arm}/{output}" for arm in ("mle", "joint", "tilted", "dcgan") for output in ("samples", "fid")}
     follow |= {f"{arm}/probe" for arm in ("random-init", "joint", "tilted", "dcgan")}
-    assert run(clone, DVC) == {f"digits/seed-0/{place}" for place in {"dcgan/dcgan"} | follow}
+    assert run(clone, DVC) == {f"mine/seed-0/{place}" for place in {"dcgan/dcgan"} | follow}
     assert run(clone, SNAKEMAKE) == set()
 
     # 8: the code of pre-training edited there, run by DVC: it and all that comes from its flows
     append(clone / "fce/stages/pretrain.py", "\n# edited\n")
     of_ring = {f"ring/seed-{seed}/{place}" for seed in (0, 1)
-               for place in ("pretrain", *(f"{arm}/joint" for arm in ARMS["ring"]))}
+               for place in ("pretrain", *(f"{arm}/joint" for arm in ARMS))}
     assert run(clone, "dvc repro quick-run@ring") == of_ring | DENSITIES
     assert run(clone, "snakemake --cores 2 build/quick/ring/scores.txt") == set()
 

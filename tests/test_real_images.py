@@ -76,7 +76,7 @@ def test_real_images_go_through_every_stage(name: str, tmp_path: Path) -> None:
     classifier = stage("classifier", some("classifier"), run / "classifier.pt", data=data)
     gan = stage("dcgan", some("dcgan"), run / "seed-0/dcgan/dcgan.pt", data=data, seed=0)
     models = {"mle": flow, "dcgan": gan}
-    for arm in ("joint", "tilted"):
+    for arm in ("joint", "tilted") if name == "svhn" else ("joint",):  # one Glow of the paper's depth is enough
         joint = {**whole["arms"][arm], **SHORT["joint"], "warm_start": 1 if arm == "joint" else 0}
         models[arm] = stage(
             "joint",

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import sent
 
 from benchmarks.models import Sizes, flops
 from eval.score import Score, ScoreFile
@@ -54,7 +55,7 @@ def put(root: Path, profile: str, experiment: str, arm: str, measure: str, value
         )
         path.write_text(json.dumps(content.model_dump(mode="json")))
         path.with_suffix(".run.jsonl").write_text('{"kind": "run", "time": 0}\n{"kind": "end", "time": 3000}\n')
-        path.with_suffix(".run.sent").write_text("run-id-of-mlflow 2")
+        sent(path.with_suffix(".run.jsonl"), "run-id-of-mlflow")
 
 
 def fids(root: Path, profile: str = "full") -> None:

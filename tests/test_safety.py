@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from test_report import put
-from tiny import ROOT, flags, run_stage
+from tiny import ROOT, flags, run_stage, sent
 from torchvision.datasets.utils import extract_archive
 
 from eval import inception
@@ -258,7 +258,7 @@ def test_pages_show_html_of_others_as_text(tmp_path, profile):
     content["provenance"] |= {**dict.fromkeys(origin, SCRIPT), "inputs": {SCRIPT: SCRIPT}}
     content["scores"][0] |= {"protocol": SCRIPT, "unit": SCRIPT}
     score.write_text(json.dumps(content))
-    score.with_suffix(".run.sent").write_text(SCRIPT)
+    sent(score.with_suffix(".run.jsonl"), SCRIPT)
     begin, end = {"kind": "run", "time": 0, "provenance": content["provenance"]}, {"kind": "end", "time": 1}
     left = f"seed-0/{SCRIPT[:8]}/{SCRIPT[:8]}"  # of an arm that no list knows
     for path in (folder / "seed-0/pretrain.run.jsonl", folder / f"{left}.run.jsonl"):

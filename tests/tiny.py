@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
-from pipeline import stage
+from pipeline import mirror, stage
 from pipeline.catalogue import FEATURES, HOME, MODEL, NEXT_FLOW, SEED, STAGES
+from pipeline.files import write_json
 from pipeline.params import load, merge
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,6 +131,13 @@ def own_images(folder: Path) -> dict[str, Any]:
     entry: dict[str, Any] = YAML(typ="safe", pure=True).load(block[1])["experiments"]["mine"]
     entry["data"]["validation"] = 20
     return entry
+
+
+def sent(record: Path, run: str) -> None:
+    """Note that MLflow has this record, in this run."""
+    server = mirror.Server(mirror.tracking_uri())
+    server.sent[mirror.relative(record)] = {"run": run}
+    write_json(mirror.SENT, server.all)
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
