@@ -57,8 +57,8 @@ gpu: install  ## what a GPU makes of it, in MINUTES (10); the same command goes 
 	python -m benchmarks.gpu --minutes $(MINUTES) --out build/gpu/results
 
 ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
-ui: install  ## send what MLflow does not have yet; then its UI, on loopback unless HOST, PORT, ALLOWED_HOSTS=... say otherwise
-	-python -m fce send
+ui: install  ## send what MLflow does not have yet, and start its UI: on loopback, unless HOST, PORT, ALLOWED_HOSTS=... say otherwise
+	-python -m fce send --links http://$(HOST):$(PORT)
 	mlflow server --host $(HOST) --port $(PORT) $(if $(ALLOWED_HOSTS),--allowed-hosts "$(ALLOWED_HOSTS)") --workers 1 \
 	  --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db"
 

@@ -31,10 +31,15 @@ LIVE = 60.0  # seconds after which a running stage begins to be mirrored, and be
 PATIENCE = 15.0  # seconds that a run's end waits for MLflow
 SHORTEST = {"MAX_RETRIES": "1", "TIMEOUT": "10"}  # of MLflow's requests: a stage's end waits for them
 LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # of one request
-CURRENT = {"searchFilter": "tags.current = 'yes'", "groupBy": {
-    "aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}}
+COLUMNS = [f"metrics.`{name}`" for name in (  # of Figure 1, Tables 1 and 2, Figure 4
+    "density/kl", "density/ebm_kl", "density/smallest_mode_mass", "samples/fid", "samples/fd", "test/bits_per_dim",
+    "test/ebm_bits_per_dim", "log_z/ebm_bits_per_dim_certificate", "features/accuracy_100", "features/accuracy_1000")]
+CURRENT = {"searchFilter": "tags.current = 'yes'", "selectedColumns": COLUMNS, "columnOrder": COLUMNS,
+           "columnWidths": dict.fromkeys(COLUMNS, 170),
+           "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}}
 # Of an experiment: that its runs are trainings, no chats; and a view of the current ones, means over an arm's seeds
 EXPERIMENT = {"mlflow.experimentKind": "custom_model_development", "mlflow.sharedViewState.arms": json.dumps(CURRENT)}
+VIEW = "viewStateShareKey=arms&workflowType=machine_learning"
 SENT = ROOT / "build" / ".mlflow.json"
 
 
@@ -191,9 +196,10 @@ class Server:
     def log_files(self, run: str, stage: str, record: Path) -> None:
         """The stage's scores, curve and log, and pictures of what it made."""
         out = record.parent / Path(STAGES[stage].out).name
-        for path in (out, out.with_suffix(".csv"), record.with_name(f"{stage}.log")):
-            if path.suffix in (".json", ".csv", ".log") and path.exists():
-                self.client.log_artifact(run, str(path), stage)
+        logs = [folder / f"{stage}.log" for folder in record.parents[:3]]  # runs of one process share theirs
+        files = [out] * (out.suffix == ".json") + [out.with_suffix(".csv"), *logs]
+        for path in [path for path in files if path.exists()]:
+            self.client.log_artifact(run, str(path), stage)
         for name, picture in import_module(PICTURES).of(stage, out).items():
             log = self.client.log_figure if hasattr(picture, "savefig") else self.client.log_image
             log(run, picture, artifact_file=f"{stage}/{name}.png")
@@ -207,14 +213,15 @@ class Server:
         if worst == "RUNNING":
             self.client.update_run(run.info.run_id, "RUNNING")
         else:
-            self.client.set_terminated(run.info.run_id, worst, ended)
+            self.client.set_terminated(run.info.run_id, worst, max(ended, run.info.end_time or 0))
 
 
 def source(provenance: dict[str, Any]) -> dict[str, str]:
     """Tags of where a record comes from, under MLflow's names where it has some."""
     commit, command = str(provenance.get("commit", "")), str(provenance.get("command", ""))
     return {"commit": commit, "dirty": str(provenance.get("dirty", "")), "device": str(provenance.get("device", "")),
-            "mlflow.source.name": command[:500], "mlflow.source.type": "PROJECT", "mlflow.source.git.commit": commit}
+            "mlflow.source.name": " ".join(command.split()[:4]), "mlflow.source.type": "PROJECT",
+            "mlflow.source.git.commit": commit}
 
 
 def send(path: Path, uri: str | None = None) -> bool:
@@ -275,13 +282,16 @@ def relative(path: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     flags = argparse.ArgumentParser(prog="fce send", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    flags.add_argument("--to", metavar="URI", help="of another server than MLFLOW_TRACKING_URI, or the default, names")
-    uri = flags.parse_args(argv).to or tracking_uri()
+    flags.add_argument("--to", metavar="URI", help="another server than that of MLFLOW_TRACKING_URI, or the default")
+    flags.add_argument("--links", metavar="ADDRESS", help="where the UI will be: say where it compares the arms")
+    given = flags.parse_args(argv)
+    uri = given.to or tracking_uri()
     open_door()
     failed = 0
     for _ in range(2):  # a record that begins its model's run anew leaves those sent before it in the old one
-        server, paths = Server(uri), sorted((ROOT / "build").rglob("*.run.jsonl"))
-        waiting = [path for path in paths if (lines := read_record(path)) and server.waits(path, lines)]
+        server, records = Server(uri), {path: read_record(path) for path in (ROOT / "build").rglob("*.run.jsonl")}
+        waiting = [path for path, lines in records.items() if lines and server.waits(path, lines)]
+        waiting.sort(key=lambda path: records[path][0]["time"])  # a model's run begins with its training
         sent = 0
         for path in waiting:
             taken = send(path, uri)
@@ -292,4 +302,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             break
         if waiting:
             log.info("%d records sent to MLflow, %d wait", sent, len(waiting) - sent)
+    if given.links:
+        for name, place in views(uri).items():
+            log.info("%s: %s%s", name, given.links.rstrip("/"), place)
     return 1 if failed else 0
+
+
+def views(uri: str) -> dict[str, str]:
+    """{experiment: the place in MLflow's UI that compares its arms, means over seeds}."""
+    return {found.name: f"/#/experiments/{found.experiment_id}/runs?{VIEW}"
+            for found in connect(uri).search_experiments() if set(EXPERIMENT) <= set(found.tags)}

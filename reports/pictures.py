@@ -1,7 +1,7 @@
 """Pictures of what one stage made, for its model's run in MLflow: the first samples, a training's curve."""
 
 import csv
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from pipeline.files import read_arrays
 
+CURVES = {"pretrain": [["train", "validation"]], "joint": [["value"], ["accuracy_data", "accuracy_gen"]]}
 GRID = 8  # the first 8 x 8 samples, not chosen ones
 
 
@@ -18,8 +19,8 @@ def of(stage: str, out: Path) -> dict[str, Any]:
     if stage == "sample" and out.exists():
         file = read_arrays(out, ("images", "levels"))
         return {"samples": np.uint8(255 * tiled(file["images"][: GRID**2], GRID, int(file["levels"])))}
-    if (table := out.with_suffix(".csv")).exists():
-        return {"curve": curve(table)}
+    if stage in CURVES and (table := out.with_suffix(".csv")).exists():
+        return {"curve": curve(table, CURVES[stage])}
     return {}
 
 
@@ -31,16 +32,17 @@ def tiled(images: np.ndarray, columns: int, levels: int) -> np.ndarray:
     return np.vstack([np.hstack(list(row)) for row in tiles]).squeeze()
 
 
-def curve(table: Path) -> Figure:
-    """Every column of a curve against its first."""
+def curve(table: Path, panels: Sequence[Sequence[str]]) -> Figure:
+    """Columns of a training's curve, panel by panel, against its first."""
     with open(table, newline="") as file:
-        names, *rows = csv.reader(file)
-    columns = {name: [float(cell) if cell else math.nan for cell in column]
-               for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-    first, *others = [name for name in columns if not np.isnan(columns[name]).all()]
-    canvas = Figure(figsize=(9, 1.9 * math.ceil(len(others) / 3)), layout="constrained")
-    for at, name in enumerate(others, 1):
-        known = ~np.isnan(columns[name])
-        ax = canvas.add_subplot(math.ceil(len(others) / 3), 3, at, title=name, xlabel=first)
-        ax.plot(np.array(columns[first])[known], np.array(columns[name])[known], linewidth=1)
+        rows = list(csv.DictReader(file))
+    canvas = Figure(figsize=(3.5 * len(panels), 2.6))
+    for at, names in enumerate(panels, 1):
+        ax = canvas.add_subplot(1, len(panels), at, xlabel=next(iter(rows[0])))
+        for name in names:
+            points = [(float(next(iter(row.values()))), float(row[name])) for row in rows if row[name]]
+            if points:
+                ax.plot(*zip(*points, strict=True), linewidth=1, label=name)
+        ax.legend(frameon=False)
+    canvas.subplots_adjust(bottom=0.2)
     return canvas
