@@ -83,6 +83,7 @@ def connect(uri: str) -> Any:
         socket.create_connection((parts.hostname, port), 10).close()
     for limit, value in SHORTEST.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{limit}", value)
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient  # takes seconds to import
 
     return MlflowClient(tracking_uri=uri)
