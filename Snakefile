@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.catalogue import HOME, MODEL, SEED, STAGES
 from pipeline.devices import gpus, memory, processors
 from pipeline.errors import UserError
+from pipeline.explain import changed_in_vain
 from pipeline.fetch import fingerprint, own_input
 from pipeline.params import PROFILES, ParamsError, load
 from pipeline.sources import sources
@@ -36,6 +37,9 @@ if workflow.is_main_process and not (SAID.dryrun or SAID.verbose or SAID.printsh
 
     SCREEN = Screen({*PROFILES, "densities", "params", "scores", "total"}, PAGE)
     SCREEN.replace(logger)
+
+for LINE in changed_in_vain(Path("params.yaml")) if workflow.is_main_process else ():
+    logger.warning(LINE)
 
 if workflow.local_exec:  # jobs that run side by side fit into this machine, or into the container that it is
     workflow.global_resources.setdefault("mem_mb", MEMORY)
@@ -253,10 +257,11 @@ rule report:
                                   for path in PARAMS.scores(wildcards.profile, experiment)],
     output:
         "build/report/{profile}/index.html",
+        "build/report/{profile}/metrics.json",
     log:
         "build/report/{profile}.log",
     shell:
-        "({FCE} send || true; {FCE} report --profile {wildcards.profile} --build build --out {output}) > {log} 2>&1"
+        "({FCE} send || true; {FCE} report --profile {wildcards.profile} --build build --out {output[0]}) > {log} 2>&1"
 
 
 def end(failed):

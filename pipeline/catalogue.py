@@ -165,6 +165,10 @@ def score_of(row: dict[str, Any]) -> Score:
 PLAIN = ("flow", "generator", "features", "network")  # a run of MLflow's is such a model
 SHORT = {"frechet_inception_distance": "fid", "kernel_inception_distance": "kid", "frechet_distance": "fd",
          "kernel_distance": "kd"}
+# What Figure 1, Tables 1 and 2 and Figure 4 are about, as MLflow and DVC name it
+HEADLINES = ("density/kl", "density/ebm_kl", "density/smallest_mode_mass", "samples/fid", "samples/fd",
+             "test/bits_per_dim", "test/ebm_bits_per_dim", "log_z/ebm_bits_per_dim_certificate",
+             "features/accuracy_100", "features/accuracy_1000")
 
 STAGES = {name: stage_of(row) for name, row in TABLES["stages"].items()}
 ARMS = {name: Arm(**row | {"model": place(row.get("model", "joint"))}) for name, row in TABLES["arms"].items()}
@@ -180,8 +184,10 @@ def score(name: str) -> Score:
 
 
 def metric(stage: str, key: str) -> str:
-    """MLflow's name for a number of a stage's record, `<group>/<name>`: a score of Glow's, or of the model's samples or
-    features, by its name, others with what was measured before it; of a curve `<stage>/<name>`.
+    """What MLflow and DVC call a number of a stage's record, `<group>/<name>`.
+
+    A score of Glow's, or of the samples or features, stands there by its name, others with what was measured before it;
+    a number of a curve by its own, with the stage as its group.
     """
     model, *rest = key.split("/")
     if model == "system":

@@ -10,10 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from pipeline.mistakes import ParamsError, suggestion
-from pipeline.params import PROFILES, kind_of, read, resolved
+from pipeline.params import PROFILES, kind_of, parse, read, resolved
 from pipeline.provenance import git
 
 Keys = tuple[str, ...]
@@ -52,7 +50,8 @@ def asked(raw: dict[str, Any], words: Keys) -> list[tuple[str, str, Keys]]:
     Raises:
         ParamsError: it names no experiment.
     """
-    profiles, names = PROFILES, tuple(raw["experiments"])
+    profiles: tuple[str, ...] = PROFILES
+    names = tuple(raw["experiments"])
     if words[0] == "defaults" and len(words) > 2:
         names, words = tuple(name for name in names if kind_of(raw["experiments"][name]) == words[1]), words[2:]
     else:
@@ -122,7 +121,7 @@ def changed_in_vain(path: Path) -> list[str]:
     old = git("show", f"HEAD:./{path.name}")
     if not old or old == path.read_text(encoding="utf-8").strip():
         return []
-    before = YAML(typ="safe", pure=True).load(old)
+    before = parse(old)
     return hidden(read(path), before) if isinstance(before, dict) else []
 
 

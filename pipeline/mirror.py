@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from pipeline import comparisons
 from pipeline.catalogue import ARMS, PICTURES, ROOT, STAGES, metric
 from pipeline.files import digest, write_json
 from pipeline.progress import log, open_door
@@ -31,15 +32,6 @@ LIVE = 60.0  # seconds after which a running stage begins to be mirrored, and be
 PATIENCE = 15.0  # seconds that a run's end waits for MLflow
 SHORTEST = {"MAX_RETRIES": "1", "TIMEOUT": "10"}  # of MLflow's requests: a stage's end waits for them
 LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # of one request
-COLUMNS = [f"metrics.`{name}`" for name in (  # of Figure 1, Tables 1 and 2, Figure 4
-    "density/kl", "density/ebm_kl", "density/smallest_mode_mass", "samples/fid", "samples/fd", "test/bits_per_dim",
-    "test/ebm_bits_per_dim", "log_z/ebm_bits_per_dim_certificate", "features/accuracy_100", "features/accuracy_1000")]
-CURRENT = {"searchFilter": "tags.current = 'yes'", "selectedColumns": COLUMNS, "columnOrder": COLUMNS,
-           "columnWidths": dict.fromkeys(COLUMNS, 170),
-           "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}}
-# Of an experiment: that its runs are trainings, no chats; and a view of the current ones, means over an arm's seeds
-EXPERIMENT = {"mlflow.experimentKind": "custom_model_development", "mlflow.sharedViewState.arms": json.dumps(CURRENT)}
-VIEW = "viewStateShareKey=arms&workflowType=machine_learning"
 SENT = ROOT / "build" / ".mlflow.json"
 
 
@@ -115,38 +107,34 @@ class Server:
         files = have.get("files") or lines[-1]["kind"] != "end"
         return not (whole and files) or have["run"] != self.sent.get(model.key, have)["run"]
 
-    @property
-    def client(self) -> Any:
-        return connect(self.uri)
-
     def experiment(self, name: str) -> str:
         """The id of MLflow's experiment, made where it is not there, restored where a user has deleted it."""
         from mlflow import entities  # as above
 
-        found = self.client.get_experiment_by_name(name)
+        found = connect(self.uri).get_experiment_by_name(name)
         if found is None:
             local = self.uri.startswith("sqlite:")  # else the server decides where files lie
-            place = self.client.create_experiment(name, (ROOT / "mlartifacts" / name).as_uri() if local else None)
-            for name, value in EXPERIMENT.items():
-                self.client.set_experiment_tag(place, name, value)
+            place = connect(self.uri).create_experiment(name, (ROOT / "mlartifacts" / name).as_uri() if local else None)
+            for name, value in comparisons.TAGS.items():
+                connect(self.uri).set_experiment_tag(place, name, value)
             return str(place)
         if found.lifecycle_stage == entities.LifecycleStage.DELETED:  # its name stays taken
-            self.client.restore_experiment(found.experiment_id)
+            connect(self.uri).restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
     def run(self, head: dict[str, Any]) -> Any:
         """The current run of the record's model, which has this record, or none of its stage yet; else a new one."""
         model, mark = model_of(head["tags"]), f"record.{head['tags']['stage']}"
         place = self.experiment(f"{model.profile}/{model.experiment}")
-        found = self.client.search_runs([place], f"tags.model = '{model.key}' and tags.current = 'yes'",
+        found = connect(self.uri).search_runs([place], f"tags.model = '{model.key}' and tags.current = 'yes'",
                                         order_by=["attributes.start_time DESC"])
         current = [run for run in found if run.data.tags.get(mark, head["id"]) == head["id"]][:1]
         if not current:
             tags = {"model": model.key, "current": "yes", **model._asdict(), **source(head["provenance"])}
-            current = [self.client.create_run(place, start_time=head["time"], run_name=model.name, tags=tags)]
+            current = [connect(self.uri).create_run(place, start_time=head["time"], run_name=model.name, tags=tags)]
         for run in found:
             if run.info.run_id != current[0].info.run_id:
-                self.client.set_tag(run.info.run_id, "current", "no")
+                connect(self.uri).set_tag(run.info.run_id, "current", "no")
         return current[0]
 
     def take(self, path: Path, lines: Lines) -> None:
@@ -181,7 +169,7 @@ class Server:
         for name, given in what.items():
             rows = [kinds[name](*row) for row in (given.items() if isinstance(given, dict) else given)]
             for first in range(0, len(rows), LIMITS[name]):  # the same value at the same time and step is stored once
-                self.client.log_batch(run, **{name: rows[first : first + LIMITS[name]]})
+                connect(self.uri).log_batch(run, **{name: rows[first : first + LIMITS[name]]})
 
     def log_data(self, run: str, head: dict[str, Any]) -> None:
         """The data set, with the hash of its file, as the run's input."""
@@ -191,8 +179,8 @@ class Server:
 
         model = model_of(head["tags"])
         place = STAGES["data"].out.format(**model._asdict())
-        given = entities.Dataset(model.experiment, hashed, "local", json.dumps({"uri": place}))
-        self.client.log_inputs(run, [entities.DatasetInput(given, [entities.InputTag("mlflow.data.context", "data")])])
+        given, role = entities.Dataset(model.experiment, hashed, "local", json.dumps({"uri": place})), "mlflow.data.context"
+        connect(self.uri).log_inputs(run, [entities.DatasetInput(given, [entities.InputTag(role, "data")])])
 
     def log_files(self, run: str, stage: str, record: Path) -> None:
         """The stage's scores, curve and log, and pictures of what it made."""
@@ -200,21 +188,21 @@ class Server:
         logs = [folder / f"{stage}.log" for folder in record.parents[:3]]  # runs of one process share theirs
         files = [out] * (out.suffix == ".json") + [out.with_suffix(".csv"), *logs]
         for path in [path for path in files if path.exists()]:
-            self.client.log_artifact(run, str(path), stage)
+            connect(self.uri).log_artifact(run, str(path), stage)
         for name, picture in import_module(PICTURES).of(stage, out).items():
-            log = self.client.log_figure if hasattr(picture, "savefig") else self.client.log_image
+            log = connect(self.uri).log_figure if hasattr(picture, "savefig") else connect(self.uri).log_image
             log(run, picture, artifact_file=f"{stage}/{name}.png")
 
     def close(self, run: Any, stage: str, status: str, ended: int) -> None:
         """The run's status, of all its stages'."""
         states = {key: value for key, value in run.data.tags.items() if key.startswith("status.")}
         states[f"status.{stage}"] = status
-        self.client.set_tag(run.info.run_id, f"status.{stage}", status)
+        connect(self.uri).set_tag(run.info.run_id, f"status.{stage}", status)
         worst = next((each for each in ("RUNNING", "FAILED", "KILLED") if each in states.values()), "FINISHED")
         if worst == "RUNNING":
-            self.client.update_run(run.info.run_id, "RUNNING")
+            connect(self.uri).update_run(run.info.run_id, "RUNNING")
         else:
-            self.client.set_terminated(run.info.run_id, worst, max(ended, run.info.end_time or 0))
+            connect(self.uri).set_terminated(run.info.run_id, worst, max(ended, run.info.end_time or 0))
 
 
 def source(provenance: dict[str, Any]) -> dict[str, str]:
@@ -304,12 +292,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if waiting:
             log.info("%d records sent to MLflow, %d wait", sent, len(waiting) - sent)
     if given.links:
-        for name, place in views(uri).items():
+        for name, place in comparisons.places(connect(uri)).items():
             log.info("%s: %s%s", name, given.links.rstrip("/"), place)
     return 1 if failed else 0
-
-
-def views(uri: str) -> dict[str, str]:
-    """{experiment: the place in MLflow's UI that compares its arms, means over seeds}."""
-    return {found.name: f"/#/experiments/{found.experiment_id}/runs?{VIEW}"
-            for found in connect(uri).search_experiments() if set(EXPERIMENT) <= set(found.tags)}

@@ -196,10 +196,15 @@ def load(path: str | Path = "params.yaml") -> Params:
     return resolved(read(Path(path)), str(path))
 
 
+def parse(text: Any) -> Any:
+    """YAML 1.2, as plain content; a text or an open file."""
+    return YAML(typ="safe", pure=True).load(text)
+
+
 def read(path: Path) -> Any:
     try:
         with open(path, encoding="utf-8") as file:
-            return YAML(typ="safe", pure=True).load(file)
+            return parse(file)
     except FileNotFoundError:
         raise ParamsError(f"{path} does not exist; run from the repository's root") from None
     except OSError as error:

@@ -8,12 +8,12 @@ from textwrap import shorten
 import pandas as pd
 
 from pipeline.catalogue import ROOT, SCORES, score
-from pipeline.files import Npz, write_bytes
+from pipeline.files import Npz, write_bytes, write_json
 from pipeline.params import load
 from reports import tables, verdicts
 from reports.blocks import Block, Section, Table, Text, plain
 from reports.origins import NOT_YET, failures, left_over, provenance, why_missing
-from reports.scores import CAUTION, COLUMNS, Reason, Results
+from reports.scores import CAUTION, COLUMNS, Reason, Results, headlines
 from reports.words import NOTES, PAPER, called, claims_of
 
 SEEDS = f"{NOTES['interval']} Each seed leads to its provenance."
@@ -23,6 +23,7 @@ def content(profile: str, build: Path, out: Path) -> list[Section]:
     """All sections; draws the figures into `out`."""
     results = Results(load(ROOT / "params.yaml"), profile, build)
     write_bytes(out / "scores.csv", results.scores.to_csv(columns=COLUMNS, index=False).encode())
+    write_json(out / "metrics.json", headlines(results.scores))
     failed, origins = failures(results), provenance(results)
     why = partial(why_missing, results, failed)
     pictures, measured = drawn(results, out, why), every_measure(results, why)

@@ -3,6 +3,7 @@
 Of files below build/<profile>/ only those count that params.yaml names now; the others are left over.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,7 +15,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from eval.score import read_per_image, read_scores
-from pipeline.catalogue import ARMS, SCORES, STAGES, score
+from pipeline.catalogue import ARMS, HEADLINES, SCORES, STAGES, metric, score
 from pipeline.errors import UserError
 from pipeline.params import Params, Run
 from reports.verdicts import ALONE, Values, estimate, number
@@ -153,6 +154,19 @@ def of_curve(run: pd.DataFrame) -> dict[str, float]:
     if "mse_ema" in run:
         below = run.loc[run["mse_ema"] < CONVERGED, "ebm_updates"]
         found["updates_to_converge"] = float(below.min() if len(below) else run["ebm_updates"].max())
+    return found
+
+
+def headlines(scores: pd.DataFrame) -> dict[str, Any]:
+    """{experiment: {arm: {name: mean over seeds}}} of the numbers in the paper's tables and figures, for DVC."""
+    found: dict[str, Any] = {}
+    for (experiment, arm), rows in scores.groupby(["experiment", "arm"]):
+        labels = rows["labels"].map(lambda count: "" if math.isnan(count) else f"/{count:.0f}")
+        names = [metric(stage, key) if stage in STAGES else ""
+                 for stage, key in zip(rows["measure"], rows["model"] + "/" + rows["name"] + labels, strict=True)]
+        means = rows["value"].groupby(np.array(names)).mean()
+        if chosen := {name: float(means[name]) for name in HEADLINES if name in means}:
+            found.setdefault(experiment, {})[arm] = chosen
     return found
 
 

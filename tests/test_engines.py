@@ -4,6 +4,8 @@ One checkout is led through the scenarios in turn, with points, with images and 
 """
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import append, call, commit, edit, environment, make_project, own_images, run
+from tiny import ROOT, append, call, commit, edit, environment, make_project, own_images, run
 
 SNAKEMAKE, DVC = "snakemake --cores 2 quick", "dvc repro quick"
 ARMS = ("joint", "joint-from-random", "frozen-flow", "gaussian-noise")  # of the ring
@@ -110,6 +112,27 @@ def test_a_changed_file_of_the_users_is_seen_by_both_engines(project: Path) -> N
     assert {"mine/data", "mine/seed-0/mle/bits_per_dim"} <= made
     assert all(name.startswith("mine/") for name in made)
     assert run(project, SNAKEMAKE) == set()
+
+
+def test_every_command_of_the_page_on_dvc_runs(project: Path, tmp_path: Path) -> None:
+    commit(project)
+    page = (ROOT / "docs/dvc.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    commands = [line.partition("  # ")[0].rstrip() for block in blocks for line in block.splitlines()]
+    assert len(page.splitlines()) <= 100 and len(commands) >= 12
+    for command in commands:
+        said = call(project, *shlex.split(command.replace("/tmp/lab-of-the-test", str(tmp_path / "lab"))))
+        if command.startswith("dvc status"):
+            assert "up to date" in said
+        if command.startswith("dvc exp run"):
+            changed = call(project, "git", "diff", "--numstat", "params.yaml").split()
+            assert changed[:2] == ["1", "1"], "the writer of DVC touches more than what is set"
+        if command.startswith(("dvc params diff", "dvc exp show")):
+            assert "plot_points" in said
+        if command.startswith(("dvc metrics show", "dvc exp show")):
+            assert "mine.joint.test/bits_per_dim" in said
+    assert list((tmp_path / "lab").rglob("*")) and (project / "dvc_plots/index.html").exists()
+    call(project, "git", "checkout", "params.yaml")
 
 
 def test_without_a_remote_pull_says_what_is_missing(tmp_path: Path) -> None:

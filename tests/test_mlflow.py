@@ -19,7 +19,7 @@ import pytest
 from tiny import ROOT
 
 from eval.score import Score, ScoreFile
-from pipeline import mirror, track
+from pipeline import comparisons, mirror, track
 from pipeline.files import write_json
 from pipeline.params import load
 from reports.scores import Results, by_seed
@@ -63,7 +63,7 @@ def address(tmp_path_factory: pytest.TempPathFactory):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
                 break
             time.sleep(0.5)
-        yield folder, f"http://127.0.0.1:{port}{mirror.views(uri)['full/digits']}"
+        yield folder, f"http://127.0.0.1:{port}{comparisons.places(mirror.connect(uri))['full/digits']}"
         server.terminate()
 
 
@@ -88,5 +88,5 @@ def test_every_experiment_has_its_view(tmp_path: Path, caplog: pytest.LogCapture
     write(tmp_path / "build")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     mirror.send(next((tmp_path / "build").rglob("*.run.jsonl")), uri)
-    (place,) = mirror.views(uri).values()
+    (place,) = comparisons.places(mirror.connect(uri)).values()
     assert "viewStateShareKey=arms" in place and (ROOT / "mlflow.db").exists() is False

@@ -159,10 +159,10 @@ def commit(folder: Path) -> Path:
     return folder
 
 
-def call(folder: Path, command: str) -> str:
-    """Run a command in a checkout; returns what it says."""
-    done = subprocess.run(command.split(), cwd=folder, env=environment(FCE_DATA="data"), capture_output=True,
-                          text=True, timeout=900)
+def call(folder: Path, command: str, *words: str) -> str:
+    """Run a command in a checkout, as one text or as words; returns what it says."""
+    done = subprocess.run([command, *words] if words else command.split(), cwd=folder, capture_output=True, text=True,
+                          env=environment(FCE_DATA="data"), timeout=900)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
 
