@@ -22,9 +22,10 @@ except ParamsError as error:
     raise WorkflowError(f"params.yaml: {error}")
 
 FCE = "python -m fce"
-GPU = int(gpus() > 0)  # a GPU is a resource only where there is one
-MEMORY = memory()
 SHARED = int(os.environ.get("FCE_GPUS", "1"))  # how many GPUs one training of images takes
+# Here a job gets what there is; on a cluster, which a dry run may be about, it asks: who submits it need have none
+GPUS = gpus() if workflow.local_exec and not ("FCE_GPUS" in os.environ and workflow.output_settings.dryrun) else SHARED
+MEMORY = memory()
 SLICES = {path: text for profile, names in PARAMS.experiments.items() for name in names
           for path, text in PARAMS.slices(profile, name).items()}
 
@@ -43,7 +44,7 @@ for LINE in changed_in_vain(Path("params.yaml")) if workflow.is_main_process els
 
 if workflow.local_exec:  # jobs that run side by side fit into this machine, or into the container that it is
     workflow.global_resources.setdefault("mem_mb", MEMORY)
-    workflow.global_resources.setdefault("gpu", max(1, gpus()))
+    workflow.global_resources.setdefault("gpu", max(1, GPUS))
     if (workflow._cores or 0) > processors():  # none are asked for where nothing is run
         workflow.global_resources["_cores"] = max(1, math.ceil(processors()))
 
@@ -74,15 +75,20 @@ def is_images(profile, experiment):
 
 
 def gpu(name):
-    """GPUs of a job: of a training that is shared, as many as share it."""
-    count = GPU * (min(SHARED, gpus()) if STAGES[name].shared else 1)
+    """GPUs of a job on images: of a training that is shared, as many as share it."""
+    count = min(SHARED if STAGES[name].shared else 1, GPUS)
     return lambda wildcards: count * is_images(wildcards.profile, wildcards.experiment)
+
+
+def runtime(name, images):
+    """Minutes that a job may take before a cluster ends it; what trains goes on from its state, in the next."""
+    return 60 * (24 if STAGES[name].resumes and images else 4)
 
 
 def threads(wildcards):
     """On a CPU, one core for small jobs, four for images where Glow is as wide as the paper's, or nearly."""
     wide = PARAMS.experiments[wildcards.profile][wildcards.experiment].flow.width > 128
-    return 4 if wide and is_images(wildcards.profile, wildcards.experiment) and not GPU else 1
+    return 4 if wide and is_images(wildcards.profile, wildcards.experiment) and not GPUS else 1
 
 
 def mem_mb(name):
@@ -199,6 +205,7 @@ for NAME, STAGE in STAGES.items():
         resources:
             gpu=gpu(NAME) if STAGE.needs else 0,
             mem_mb=mem_mb(NAME),
+            runtime=runtime(NAME, images=True),
         params:
             flags=flags_of(NAME),
             own=own_hash(NAME),
@@ -231,8 +238,9 @@ for NAME, PROFILE, EXPERIMENT, RUNS in PROCESSES:
             f"{PLACE}.benchmark.tsv"
         priority: 10 * STAGE.first
         resources:
-            gpu=GPU * IMAGES,
+            gpu=min(1, GPUS) * IMAGES,
             mem_mb=mem_mb(NAME),
+            runtime=runtime(NAME, IMAGES),
         params:
             flags=lambda wildcards, words=PARAMS.flags_of_all(NAME, PROFILE, EXPERIMENT, RUNS): words,
             device="auto" if IMAGES else "cpu",

@@ -179,8 +179,9 @@ class Server:
 
         model = model_of(head["tags"])
         place = STAGES["data"].out.format(**model._asdict())
-        given, role = entities.Dataset(model.experiment, hashed, "local", json.dumps({"uri": place})), "mlflow.data.context"
-        connect(self.uri).log_inputs(run, [entities.DatasetInput(given, [entities.InputTag(role, "data")])])
+        given = entities.Dataset(model.experiment, hashed, "local", json.dumps({"uri": place}))
+        role = [entities.InputTag("mlflow.data.context", "data")]
+        connect(self.uri).log_inputs(run, [entities.DatasetInput(given, role)])
 
     def log_files(self, run: str, stage: str, record: Path) -> None:
         """The stage's scores, curve and log, and pictures of what it made."""

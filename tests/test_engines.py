@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dvc.utils.hydra import apply_overrides
 from tiny import ROOT, append, call, commit, edit, environment, make_project, own_images, run
 
 SNAKEMAKE, DVC = "snakemake --cores 2 quick", "dvc repro quick"
@@ -115,6 +116,7 @@ def test_a_changed_file_of_the_users_is_seen_by_both_engines(project: Path) -> N
 
 
 def test_every_command_of_the_page_on_dvc_runs(project: Path, tmp_path: Path) -> None:
+    apply_overrides(project / "params.yaml", ["quick.together=true"])  # in the style of the file that is shipped
     commit(project)
     page = (ROOT / "docs/dvc.md").read_text()
     blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
@@ -140,3 +142,15 @@ def test_without_a_remote_pull_says_what_is_missing(tmp_path: Path) -> None:
     command = ["make", "-o", "install", "pull"]
     done = subprocess.run(command, cwd=folder, env=environment(FCE_DATA="data"), capture_output=True, text=True)
     assert done.returncode != 0 and "no DVC remote is set" in done.stdout and "dvc remote add" in done.stdout
+
+
+@pytest.mark.parametrize(("gpus", "training", "measure"), [("0", 0, 0), ("1", 1, 1), ("4", 4, 1)])
+def test_a_cluster_is_asked_for_gpus_that_nobody_looks_for(gpus: str, training: int, measure: int) -> None:
+    command = shlex.split("snakemake --profile profiles/slurm -n --forceall full")
+    done = subprocess.run(command, cwd=ROOT, env=environment(FCE_GPUS=gpus), capture_output=True, text=True)
+    jobs = re.findall(r"rule (\w+):.*?resources: (.*?)\n", done.stdout + done.stderr, re.DOTALL)
+    assert done.returncode == 0 and all("runtime=" in asked and "mem_mb=" in asked for _, asked in jobs)
+    wanted = {"pretrain": training, "joint": training, "dcgan": measure, "fid": measure, "full_ring_joint": 0}
+    for rule, count in wanted.items():
+        found = [asked for name, asked in jobs if name == rule]
+        assert found and all(f"gpu={count}" in asked for asked in found), rule
