@@ -208,9 +208,8 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_no_experiment_name_means_anything_to_a_shell_or_a_path(tmp_path, name):
-    text = (
-        (ROOT / "params.yaml").read_text().replace("experiments:\n", f"experiments:\n  {json.dumps(name)}: {{}}\n", 1)
-    )
+    entry = f"\nexperiments:\n  {json.dumps(name)}: {{}}\n"
+    text = (ROOT / "params.yaml").read_text().replace("\nexperiments:\n", entry, 1)
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(ParamsError, match="its name text, no number: at most 64 letters") as caught:
         load(tmp_path / "params.yaml")
@@ -220,7 +219,8 @@ def test_no_experiment_name_means_anything_to_a_shell_or_a_path(tmp_path, name):
 def test_snakemake_stops_at_a_bad_name_with_its_message(tmp_path):
     for name in ("Snakefile", "pipeline", "fce", "eval", "reports", "profiles"):
         (tmp_path / name).symlink_to(ROOT / name)
-    text = (ROOT / "params.yaml").read_text().replace("experiments:\n", 'experiments:\n  "$(touch mark)": {}\n', 1)
+    entry = '\nexperiments:\n  "$(touch mark)": {}\n'
+    text = (ROOT / "params.yaml").read_text().replace("\nexperiments:\n", entry, 1)
     (tmp_path / "params.yaml").write_text(text)
     command = [str(Path(sys.executable).parent / "snakemake"), "-n", "quick"]
     done = subprocess.run(
