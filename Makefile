@@ -49,6 +49,9 @@ bench: install  ## our Glow against normflows and nflows, and other speeds (an h
 	python -m benchmarks.plot benchmarks/results/glow.json
 	python -m benchmarks.pipeline --cores $(CORES) --out benchmarks/results/pipeline.json
 
+api: install  ## the library's reference: build/api/index.html
+	python -m reports.api build/api
+
 readme: install  ## README's tables, from the published scores
 	python -m reports.readme
 
@@ -81,5 +84,5 @@ lock: pyproject.toml  ## refresh the lock files (envs/README.md)
 clean:  ## remove what the project made, but the environment and what is published
 	rm -rf build .snakemake mlflow.db
 
-.PHONY: help install quick small full test test-fast lint bench gpu readme ui pull lock clean
+.PHONY: help install quick small full test test-fast lint bench api gpu readme ui pull lock clean
 .DEFAULT_GOAL := help

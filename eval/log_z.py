@@ -20,10 +20,10 @@ import math
 import torch
 from torch import Tensor
 
-from eval.annealing import explore
+from eval.annealing import estimates, explore
 from eval.bits_per_dim import WORDS, log_densities, measure
-from eval.bounds import effective_sample_size, estimates, importance, order_statistics, pareto_k
 from eval.score import Score, mean_score, standard_error, write_scores
+from fce.bounds import effective_sample_size, importance, order_statistics, pareto_k
 from fce.energy import EnergyModel
 from fce.flow.glow import Glow
 from fce.flow.sampler import Gaussian

@@ -13,9 +13,9 @@ import math
 import torch
 from torch import Tensor
 
-from eval.annealing import explore
-from eval.bounds import certificate, estimates, importance, markov
+from eval.annealing import estimates, explore
 from eval.score import Score, write_scores
+from fce.bounds import certificate, importance, markov
 from fce.models import open_densities
 from pipeline.checkpoint import load
 from pipeline.errors import UserError

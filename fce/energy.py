@@ -1,6 +1,7 @@
 """The energy-based model p(x) = exp(f(x) - c) (eq. 1; architectures of Table 4)."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fce.flow.layers import halvings
+from fce.flow.layers import halvings, one_of
 from fce.flow.sampler import Sampler
 
 
@@ -19,12 +20,23 @@ class EnergyModel(nn.Module):
     remains. Smaller sides are halved less often, by the last of these widths; the last kernel is what remains.
 
     Args:
-        shape: of one x, without the batch.
-        layers, widths, slope: as in params.yaml, `energy:`.
+        shape: of one x, without the batch: (2,), or (channels, side, side).
+        layers: `conv` for images, `fc` for vectors.
+        widths: of the hidden layers.
+        slope: of the leaky ReLU below 0.
+
+    Raises:
+        ValueError: there are no such layers.
+
+    >>> energy = EnergyModel((3, 32, 32))
+    >>> energy(torch.zeros(5, 3, 32, 32)).shape, energy.c.item()
+    (torch.Size([5]), 0.0)
     """
 
-    def __init__(self, shape: tuple[int, ...], layers: str, widths: list[int], slope: float):
+    def __init__(self, shape: tuple[int, ...], layers: str = "conv", widths: Sequence[int] = (64, 128, 256),
+                 slope: float = 0.2):
         super().__init__()
+        one_of("layers", layers, "conv", "fc")
         self.slope = slope
         if layers == "fc":
             sizes = [math.prod(shape), *widths]
@@ -64,7 +76,8 @@ class EnergyModel(nn.Module):
 class Residual(EnergyModel):
     """f = log q0 + g, g by Table 4 and zero at the start, with the pre-trained flow q0 as base measure (ours)."""
 
-    def __init__(self, base: Sampler | None, shape: tuple[int, ...], layers: str, widths: list[int], slope: float):
+    def __init__(self, base: Sampler | None, shape: tuple[int, ...], layers: str = "conv",
+                 widths: Sequence[int] = (64, 128, 256), slope: float = 0.2):
         super().__init__(shape, layers, widths, slope)
         self.base: Sampler | None = base.requires_grad_(False) if base is not None else None
         for parameter in self.head.parameters():

@@ -166,7 +166,7 @@ def headlines(scores: pd.DataFrame) -> dict[str, Any]:
                  for stage, key in zip(rows["measure"], rows["model"] + "/" + rows["name"] + labels, strict=True)]
         means = rows["value"].groupby(np.array(names)).mean()
         if chosen := {name: float(means[name]) for name in HEADLINES if name in means}:
-            found.setdefault(experiment, {})[arm] = chosen
+            found.setdefault(str(experiment), {})[arm] = chosen
     return found
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from scipy.stats import beta, binom
 
-from eval.annealing import Annealing, Path, adapt
-from eval.bounds import (
+from eval.log_z_control import interval
+from fce.annealing import Annealing, Path, adapt
+from fce.bounds import (
     RANKS,
     certificate,
     effective_sample_size,
@@ -20,7 +21,6 @@ from eval.bounds import (
     order_statistics,
     pareto_k,
 )
-from eval.log_z_control import interval
 from fce.flow.glow import make_glow
 from fce.flow.sampler import normal_log_prob
 from fce.objective import calibrate

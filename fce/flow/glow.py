@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fce.flow.layers import LOG_SCALE, Logit, ZeroOutput, border, halvings, sum_features
+from fce.flow.layers import LOG_SCALE, Logit, ZeroOutput, border, halvings, one_of, sum_features
 from fce.flow.sampler import Sampler, normal_log_prob
 from fce.flow.steps import Steps
 
@@ -60,15 +60,36 @@ class Glow(Sampler):
     exact in both directions.
 
     Args:
-        shape: of one x, without the batch.
-        levels, steps, width, layers, coupling, scale_floor, input, edge: as in params.yaml, `flow:`.
+        shape: of one x, without the batch: (2,), or (channels, side, side).
+        levels: squeezes; each halves the side.
+        steps: of each level, K.
+        width: of the networks inside the couplings.
+        layers: `conv` for images (arXiv 1807.03039), `fc` for vectors (the paper's Table 3).
+        coupling: `additive` or `affine`.
+        scale_floor: the least scale of an affine coupling.
+        input: `centered` (images in [-1/2, 1/2]), `logit` (the same, as a density on that box) or `identity`.
+        edge: whether 3x3 convolutions see where the image ends, as openai/glow's do.
+
+    Raises:
+        ValueError: there is no such layer, coupling or input, or the levels don't fit the side.
+
+    >>> x = torch.randn(64, 2)
+    >>> flow = Glow((2,), levels=1, steps=4, width=32, layers="fc", coupling="affine", input="identity")
+    >>> flow.initialize(x)
+    >>> eps, log_q = flow.encode(x)
+    >>> eps.shape, log_q.shape, bool(torch.allclose(flow.decode(eps)[0], x, atol=1e-4))
+    (torch.Size([64, 2]), torch.Size([64]), True)
     """
 
     initialized: Tensor
 
-    def __init__(self, shape: tuple[int, ...], levels: int, steps: int, width: int, layers: str, coupling: str,
-                 scale_floor: float, input: str, edge: bool = False):  # noqa: A002 - its name in params.yaml
+    def __init__(self, shape: tuple[int, ...], levels: int = 3, steps: int = 8, width: int = 128, layers: str = "conv",
+                 coupling: str = "affine", scale_floor: float = 0.0,
+                 input: str = "centered", edge: bool = False):  # noqa: A002 - its name in params.yaml
         super().__init__()
+        one_of("layers", layers, "conv", "fc")
+        one_of("coupling", coupling, "additive", "affine")
+        one_of("input", input, "centered", "logit", "identity")
         self.shape, self.dims, self.conv = tuple(shape), math.prod(shape), layers == "conv"
         self.logit = Logit() if input == "logit" else None
         channels = shape[0]

@@ -124,6 +124,12 @@ def lu_inverses(linears: list[InvertibleLinear]) -> Tensor:
     return torch.linalg.solve_triangular(upper, right, upper=True)
 
 
+def one_of(name: str, given: object, *valid: str) -> None:
+    """Raise ValueError where what is given is none of the valid words."""
+    if given not in valid:
+        raise ValueError(f"{name}: {given!r}, but it is one of {', '.join(valid)}")
+
+
 class ZeroOutput(nn.Module):
     """A last layer that starts at zero: linear or 3x3 convolution, times exp(3 logs) per channel."""
 

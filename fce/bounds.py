@@ -7,8 +7,6 @@ import torch
 from scipy.stats import beta, genpareto
 from torch import Tensor
 
-from pipeline.schema.measures import LogZ
-
 RANKS = tuple(r * 10**d for d in range(1, 8) for r in (1, 3))  # of the order statistics, fixed beforehand
 
 
@@ -60,24 +58,9 @@ def certificate(w: Tensor, chains: Tensor, level: float) -> tuple[float, str]:
 
     Args:
         w: log-weights of independent samples of the flow [N].
-        chains: log-weights of annealed chains [B], by kernels that nobody chose by looking at them (eval/annealing.py).
+        chains: log-weights of annealed chains [B], by kernels that nobody chose by looking at them (fce/annealing.py).
     """
     half = (1 - level) / 2
     (low, loser), (high, winner) = sorted([(order_statistics(w, 1 - half), "order statistics of the flow's samples"),
                                            (markov(chains, half), "Markov's inequality on annealed chains")])
     return high, f"a lower bound with probability {level:g}: by {winner}, {high - low:.3g} nats above {loser}"
-
-
-def estimates(c: float, w: Tensor, chains: Tensor, settings: LogZ) -> dict[str, tuple[float, int, str]]:
-    """{kind: (log Z in nats, number of samples, protocol in words)}."""
-    finite, (certain, by) = w[w.isfinite()], certificate(w, chains, settings.level)
-    mean = finite.mean().item() + math.log(len(finite) / len(w)) if len(finite) else -math.inf
-    how = f"{len(w)} samples of the flow, {len(w) - len(finite)} of them not finite"
-    path = f"{settings.temperatures} temperatures, {settings.leapfrog} leapfrog steps each"
-    return {
-        "learned": (c, 1, "the learned constant c, neither an estimate nor a bound"),
-        "jensen": (mean, len(w), f"mean of f - log q; {how}"),
-        "importance": (importance(w), len(w), f"importance sampling, below log Z in expectation; {how}"),
-        "certificate": (certain, len(w), f"{by}; {how}; {len(chains)} chains, {path}"),
-        "ais": (importance(chains), len(chains), f"annealed importance sampling, below log Z in expectation; {path}"),
-    }
