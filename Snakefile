@@ -21,7 +21,6 @@ try:
 except ParamsError as error:
     raise WorkflowError(f"params.yaml: {error}")
 
-FCE = "python -m fce"
 SHARED = int(os.environ.get("FCE_GPUS", "1"))  # how many GPUs one training of images takes
 # Here a job gets what there is; on a cluster, which a dry run may be about, it asks: who submits it need have none
 GPUS = gpus() if workflow.local_exec and not ("FCE_GPUS" in os.environ and workflow.output_settings.dryrun) else SHARED
@@ -121,7 +120,7 @@ rule densities:
     input:
         expand("build/full/{experiment}/scores.txt", experiment=PARAMS.names("full", "toy")),
     shell:
-        "{FCE} report --profile full --build build --out build/report/full/index.html"
+        "python -m fce report --profile full --build build --out build/report/full/index.html"
 
 
 def slice_path(wildcards):
@@ -192,7 +191,8 @@ for NAME, STAGE in STAGES.items():
             code=sources(STAGE.file),
             params=STAGE.slice if STAGE.sections else [],
         output:
-            STAGE.outputs,
+            made=STAGE.out,
+            beside=STAGE.outputs[1:],
         log:
             str(Path(STAGE.out).with_name(f"{NAME}.log")),
         benchmark:
@@ -209,9 +209,10 @@ for NAME, STAGE in STAGES.items():
         params:
             flags=flags_of(NAME),
             own=own_hash(NAME),
-            start=f"torchrun --standalone --nproc-per-node {SHARED} -m fce" if STAGE.shared and SHARED > 1 else FCE,
+            start=f"torchrun --standalone --nproc-per-node {SHARED} -m fce" if STAGE.shared and SHARED > 1
+            else "python -m fce",
         shell:
-            "{params.start} {params.flags} --threads {threads} --out {output[0]} > {log} 2>&1"
+            "{params.start} {params.flags} --threads {threads} --out {output.made} > {log} 2>&1"
 
 
 # What one process makes: of a 2D density all seeds and arms side by side; of images, where the profile says `together`, a
@@ -245,7 +246,7 @@ for NAME, PROFILE, EXPERIMENT, RUNS in PROCESSES:
             flags=lambda wildcards, words=PARAMS.flags_of_all(NAME, PROFILE, EXPERIMENT, RUNS): words,
             device="auto" if IMAGES else "cpu",
         shell:
-            "{FCE} {params.flags} --device {params.device} --threads 1 > {log} 2>&1"
+            "python -m fce {params.flags} --device {params.device} --threads 1 > {log} 2>&1"
 
 
 # All of an experiment: the list of its score files, which is what DVC asks for.
@@ -264,20 +265,23 @@ rule report:
         scores=lambda wildcards: [path for experiment in PARAMS.profiles[wildcards.profile].experiments
                                   for path in PARAMS.scores(wildcards.profile, experiment)],
     output:
-        "build/report/{profile}/index.html",
-        "build/report/{profile}/metrics.json",
+        page="build/report/{profile}/index.html",
+        metrics="build/report/{profile}/metrics.json",
     log:
         "build/report/{profile}.log",
     shell:
-        "({FCE} send || true; {FCE} report --profile {wildcards.profile} --build build --out {output[0]}) > {log} 2>&1"
+        "(python -m fce send || true; python -m fce report --profile {wildcards.profile} --build build --out {output.page})"
+        " > {log} 2>&1"
 
 
 def end(failed):
     """Send to MLflow what is not there yet, and say what ran and where the report is."""
+    if SCREEN and SCREEN.stopped:
+        return SCREEN.close_run()
     if failed:
         PAGE.parent.mkdir(parents=True, exist_ok=True)
-        shell(f"{FCE} report --profile {ASKED} --build build --out {PAGE} >> {PAGE.parent}.log 2>&1 || true")
-    shell(f"{FCE} send || true")
+        shell(f"python -m fce report --profile {ASKED} --build build --out {PAGE} >> {PAGE.parent}.log 2>&1 || true")
+    shell("python -m fce send || true")
     if SCREEN:
         SCREEN.close_run()
 

@@ -23,6 +23,7 @@ from pipeline.errors import ERROR_LINE
 from pipeline.progress import EVERY, clock
 
 IDLE = "Nothing to be done"  # how the engine says so
+STOPPED = "Terminating processes on user request"
 PROGRESS = re.compile(r"(\d+/\d+)  (?:.*  )?(\d+:\d\d:\d\d) left")  # as pipeline/progress.py writes it
 WIDTH = 40  # of a stage's name, in a terminal of 80 columns
 TAIL = 2000  # bytes at a log's end that hold its last line of progress
@@ -71,6 +72,7 @@ class Screen(logging.Handler):
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
         self.total, self.started = 0, time.monotonic()
         self.working, self.ended = dict[int, Work](), list[Work]()  # the first by the engine's numbers of jobs
+        self.stopped = False  # by its user
         self.over = threading.Event()
         self.live = Live(console=self.console, get_renderable=self.at_work, refresh_per_second=2, transient=True)
 
@@ -88,6 +90,9 @@ class Screen(logging.Handler):
                 react(content)
         elif record.levelno >= logging.WARNING:
             self.say(record.getMessage(), "red" if record.levelno >= logging.ERROR else "yellow")
+        elif str(record.msg).startswith(STOPPED):
+            self.stopped = True
+            self.say("stopping: what trains keeps its state; the same command goes on")
         elif str(record.msg).startswith(IDLE):
             self.say("nothing to do: all is up to date")
             self.say_report()

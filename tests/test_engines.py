@@ -137,6 +137,18 @@ def test_every_command_of_the_page_on_dvc_runs(project: Path, tmp_path: Path) ->
     call(project, "git", "checkout", "params.yaml")
 
 
+def test_snakemakes_linter_finds_what_has_its_reason_and_nothing_else() -> None:
+    said = subprocess.run(["snakemake", "--lint"], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    found = set(re.findall(r"^ +\* (.*?):?$", said.stdout + said.stderr, re.MULTILINE))
+    reasons = {
+        "Specify a conda environment or container for each rule.": "one locked environment for all, envs/",
+        "No log directive defined": "three rules that are one printf, or the report's own command",
+        "Path composition with '+'": "the path law's constants, which end in a slash",
+        "Absolute path": 'the text "/", which a name is cleared of',
+    }
+    assert found and all(any(each.startswith(known) for known in reasons) for each in found), found
+
+
 def test_without_a_remote_pull_says_what_is_missing(tmp_path: Path) -> None:
     folder = make_project(tmp_path)
     command = ["make", "-o", "install", "pull"]

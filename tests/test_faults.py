@@ -202,3 +202,20 @@ def test_either_engine_killed_in_mid_stage_goes_on_by_the_same_command(project: 
     assert again.returncode == 0, again.stdout + again.stderr
     assert out.exists()
     assert "going on from the state" in (home / "pretrain.log").read_text()
+
+
+def test_an_interrupted_run_ends_at_once_and_goes_on(project: Path) -> None:
+    """Ctrl-C reaches the engine and its stages: they keep their state, and nobody asked for a report."""
+    home = project / "build/quick/ring"
+    for path in home.glob("seed-*/pretrain.pt"):
+        path.unlink()
+    words = ["snakemake", "--cores", "1", str((home / "seed-0/pretrain.pt").relative_to(project))]
+    how = {"cwd": project, "env": environment(FCE_SAVE_EVERY="0.1"), "text": True, "start_new_session": True}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how) as run:
+        while run.poll() is None and not list(home.glob("seed-0/.resume/*/training*/*.pt")):
+            time.sleep(0.01)
+        started = time.monotonic()
+        os.killpg(run.pid, signal.SIGINT)
+        said = run.communicate(timeout=60)[0]
+    assert time.monotonic() - started < 10 and "stopping: what trains keeps its state" in said
+    assert not (project / "build/report").exists() and list(home.glob("seed-0/.resume/*"))
