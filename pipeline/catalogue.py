@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLES: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 CHECKS = "fce.stages.inputs"  # its `check(job)` looks at what a stage is given, before it starts
 # Beside the stages; modules with `main(argv)`
-COMMANDS = {"report": "reports/build.py", "send": "pipeline/mirror.py", "params": "pipeline/explain.py"}
+COMMANDS = {"report": "reports/build.py", "compare": "reports/compare.py", "verify": "eval/verify.py",
+            "send": "pipeline/mirror.py", "params": "pipeline/explain.py", "doctor": "pipeline/doctor.py"}
 
 PICTURES = "reports.pictures"  # its `of(stage, out)` draws what a stage made, for MLflow
 

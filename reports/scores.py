@@ -159,7 +159,7 @@ def of_curve(run: pd.DataFrame) -> dict[str, float]:
 
 def headlines(scores: pd.DataFrame) -> dict[str, Any]:
     """{experiment: {arm: {name: mean over seeds}}} of the numbers in the paper's tables and figures, for DVC."""
-    found: dict[str, Any] = {}
+    found: dict[Any, Any] = {}
     for (experiment, arm), rows in scores.groupby(["experiment", "arm"]):
         labels = rows["labels"].map(lambda count: "" if math.isnan(count) else f"/{count:.0f}")
         names = [metric(stage, key) if stage in STAGES else ""

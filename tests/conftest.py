@@ -8,8 +8,9 @@ import torch
 from pipeline import mirror
 
 FIRST = ("test_engines", "test_grain", "test_resume", "test_faults")  # the longest files: the workers then end together
-FAST = {"test_energy", "test_explain", "test_flow", "test_house", "test_intervals", "test_objective", "test_params",
-        "test_readme", "test_report", "test_screen", "test_stage"}  # `make test-fast`: theorems, parameters, the report
+FAST = {"test_compare", "test_energy", "test_explain", "test_flow", "test_house", "test_intervals", "test_objective",
+        "test_params", "test_readme", "test_report", "test_screen",
+        "test_stage"}  # `make test-fast`: theorems, parameters, the report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
