@@ -8,17 +8,29 @@ import pandas as pd
 
 class Text(NamedTuple):
     text: str
-    kind: str = "text"  # or: missing, code
+    kind: str = "text"  # or: missing, code, note, heading
 
 
 class Table(NamedTuple):
-    """A frame of text, written beside the page as <name>.csv; a cell may be a list of links, (text, anchor)."""
+    """A frame of text, written beside the page as <name>.csv; a cell may be a list of links, (text, anchor).
+
+    Attributes:
+        folded: the page shows it when it is opened.
+        inside: the columns that a row's verdict opens to; Markdown leaves them to the CSV.
+        parts: what page and Markdown show in its stead.
+    """
 
     name: str
     title: str
     frame: pd.DataFrame
     note: str = ""
     folded: bool = False
+    inside: tuple[str, ...] = ()
+    parts: "tuple[Block, ...]" = ()
+
+    @property
+    def shown(self) -> pd.DataFrame:
+        return self.frame.drop(columns=list(self.inside))
 
 
 class Figure(NamedTuple):
@@ -53,9 +65,12 @@ def markdown(block: Block) -> str:
     """A block of the report's Markdown twin; provenance stays in its CSV."""
     if isinstance(block, Text):
         text = block.text if block.kind == "code" else escape(block.text, quote=False)
-        return {"text": "{}", "missing": "> {}", "code": "```sh\n{}\n```"}[block.kind].format(text)
+        forms = {"text": "{}", "note": "{}", "heading": "### {}", "missing": "> {}", "code": "```sh\n{}\n```"}
+        return forms[block.kind].format(text)
+    if isinstance(block, Table) and block.parts:
+        return "\n\n".join(map(markdown, block.parts))
     if isinstance(block, Table):
-        body = f"See {block.name}.csv." if block.name == "provenance" else markdown_table(block.frame)
+        body = f"See {block.name}.csv." if block.name == "provenance" else markdown_table(block.shown)
         return "\n\n".join(filter(None, (f"**{block.title}**", body, block.note)))
     if block.why:
         return f"> {block.title}: {inline(block.why)}"

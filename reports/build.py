@@ -6,8 +6,10 @@ Renders whatever lies below build/<profile>/; what is missing is named, with the
 import argparse
 import sys
 from base64 import b64encode
+from hashlib import sha256
 from pathlib import Path
 
+import pandas as pd
 from jinja2 import StrictUndefined, Template
 
 from pipeline.errors import UserError
@@ -23,10 +25,14 @@ def render(profile: str, build: Path, page: Path) -> None:
     """Write the page and everything beside it."""
     out, title = page.parent, f"Reproduction of “{PAPER['title']}”"
     sections = content(profile, build, out)
-    template = Template(Path(__file__).with_name("template.html.j2").read_text("utf-8"), autoescape=True,
-                        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    source = Path(__file__).with_name("template.html.j2").read_text("utf-8")
+    script = source.partition("<script>")[2].partition("</script>")[0]
+    template = Template(source, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    mlflow = {row: run for _, blocks in sections for table in blocks if isinstance(table, Table)
+              for row, run in table.frame.get("MLflow run", pd.Series(dtype=str)).items()}
     html = template.make_module({
         "title": title, "url": PAPER["url"], "profile": profile, "sections": sections, "verdicts": VERDICTS,
+        "mlflow": mlflow, "seal": b64encode(sha256(script.encode()).digest()).decode(),  # no other script may run
         "picture": lambda name: f"data:image/svg+xml;base64,{b64encode((out / f'{name}.svg').read_bytes()).decode()}"})
     text = f"# {title}\n\n" + ("" if profile == "full" else f"**{profile} profile: not the paper's sizes.**\n\n")
     for heading, blocks in sections:
@@ -34,7 +40,7 @@ def render(profile: str, build: Path, page: Path) -> None:
         for table in [block for block in blocks if isinstance(block, Table)]:
             write_bytes(out / f"{table.name}.csv", table.frame.map(plain).to_csv(index=False).encode())
             if table.name.startswith("table"):  # the paper's, as fragments for other pages
-                write_bytes(out / f"{table.name}.md", markdown_table(table.frame).encode())
+                write_bytes(out / f"{table.name}.md", markdown_table(table.shown).encode())
                 fragment = html.__dict__["table"](table)  # by the template's macro
                 write_bytes(out / f"{table.name}.html", str(fragment).encode())
     write_bytes(out / "report.md", text[:-1].encode())

@@ -1,5 +1,7 @@
 """What the report says, in order; what is missing is named, with the reason."""
 
+import re
+from collections import Counter
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,7 +18,9 @@ from reports.origins import NOT_YET, failures, left_over, provenance, why_missin
 from reports.scores import CAUTION, COLUMNS, Reason, Results, headlines
 from reports.words import NOTES, PAPER, called, claims_of
 
-SEEDS = f"{NOTES['interval']} Each seed leads to its provenance."
+SEEDS = (f"{NOTES['interval']} Each seed leads to its provenance, and each verdict opens to its protocol and its "
+         "numbers, seed by seed.")
+INSIDE = ("Where", "Protocol", "By seed", "Minus", "Difference by seed")  # what a verdict opens to
 
 
 def content(profile: str, build: Path, out: Path) -> list[Section]:
@@ -72,7 +76,7 @@ def of_the_paper(results: Results, why: Reason, pictures: dict[str, list[Block]]
     printed = [paper_table(entry, tables.printed_table(results.scores, entry, partial(brief, why)),
                            f"{SEEDS} Tolerance ±\u00a0{entry['tolerance']}.") for entry in PAPER["values"]]
     built = [paper_table(entry, tables.architecture_table(results.folder, entry)) for entry in PAPER["architectures"]]
-    holds = [counted([claims, *printed]), *holds]
+    holds = [*in_short([claims, *printed]), *holds]
     shown = [*pictures["fits"], *pictures["samples"], *pictures["trajectories"], *printed, *pictures["probe"], *built,
              *pictures["training"]]
     return [("What holds", holds), ("Scope", [Text(NOTES["scope"]), *ran]),
@@ -81,23 +85,58 @@ def of_the_paper(results: Results, why: Reason, pictures: dict[str, list[Block]]
 
 
 def judged_claims(results: Results, why: Reason) -> tuple[Table, list[Block]]:
-    """The claims that the profile judges; and these with how each is decided."""
+    """The claims that the profile judges; and these by the paper's figures and tables, with how each is decided."""
     entries = claims_of(results.profile)
     frame = tables.claims_table(results.scores, entries, partial(brief, why))
     note = ("Differences are paired, seed by seed, and image by image where both numbers are of the same test images; "
             f"accuracies draw by draw of labels too, which their intervals contain. {SEEDS}")
-    claims = Table("claims", "The paper's claims", frame, note + alone(frame) + marked(frame))
     decided = [*entries, *(PAPER["values"] if results.profile == "full" else [])]
     criteria = Table("criteria", "How each verdict is decided", tables.criteria_table(decided), folded=True)
-    return claims, [*([] if results.profile == "full" else [counted([claims])]), claims, criteria]
+    parts = [part for where, rows in frame.groupby(frame["Where"].map(place)) for part in claims_on(str(where), rows)]
+    parts.append(Text(note + alone(frame) + marked(frame), "note"))
+    claims = Table("claims", "The paper's claims", frame, parts=tuple(parts))
+    return claims, [*([] if results.profile == "full" else in_short([claims])), claims, criteria]
 
 
-def counted(judged: list[Table]) -> Text:
-    """How many of each verdict there are in tables of which the first has the claims."""
-    given = [verdict.partition(":")[0] for table in judged for verdict in table.frame["Verdict"]]
-    counts = ", ".join(f"{n} {verdict}" for verdict in verdicts.VERDICTS if (n := given.count(verdict)))
-    what = "claims and printed numbers" if judged[1:] else "claims"
-    return Text(f"Of {len(given)} {what}: {counts}.{by_chance(judged[0])}")
+def place(where: str) -> str:
+    """The figure or table of the paper's that makes a claim; those of ours stand apart, none seems the paper's."""
+    found = re.search(r"(?:Figure|Table) \d", where)
+    return "Tests of ours" if where.startswith("ours") else found[0] if found else "Text of the paper"
+
+
+def named(where: str, verdict: str = "") -> str:
+    """The id of the claims on a figure or table that have a verdict, or of those that were not run."""
+    return f"claims-{where.lower().replace(' ', '-')}" + "-not-run" * (verdict == "not run")
+
+
+def claims_on(where: str, frame: pd.DataFrame) -> list[Block]:
+    """The claims on a figure or table: those that have a verdict; and folded, with the reason, those not run."""
+    absent = frame["Verdict"] == "not run"
+    blocks: list[Block] = [Text(f"Claims: {where}", "heading")]
+    if len(judged := frame[~absent]):
+        blocks.append(Table(named(where), f"{where}: {len(judged)} with a verdict", judged, inside=INSIDE))
+    if len(rest := frame.loc[absent, ["Claim", "Data", "Note"]]):
+        title = f"{where}: {len(rest)} not run, and why"
+        blocks.append(Table(named(where, "not run"), title, rest, folded=True))
+    return blocks
+
+
+def in_short(judged: list[Table]) -> list[Block]:
+    """How many of each verdict there are in tables of which the first has the claims, and where."""
+    claims, *printed = judged
+    given = [(verdict.partition(":")[0], where, named(where, verdict)) for verdict, where
+             in zip(claims.frame["Verdict"], claims.frame["Where"].map(place), strict=True)]
+    given += [(verdict, f"printed in {table.title.partition('.')[0]}", table.name)
+              for table in printed for verdict in table.frame["Verdict"]]
+    counts = {verdict: Counter(sorted(each for each in given if each[0] == verdict))
+              for verdict in verdicts.VERDICTS}
+    frame = pd.DataFrame([{"Verdict": verdict, "Number": str(found.total()),
+                           "Where": [(f"{where} ({n})", anchor) for (_, where, anchor), n in found.items()]}
+                          for verdict, found in counts.items() if found])
+    said = ", ".join(f"{found.total()} {verdict}" for verdict, found in counts.items() if found)
+    return [Text(f"Of {len(given)} claims{' and printed numbers' * bool(printed)}: {said}."),
+            Table("summary", "What was reproduced, what was not, and what could not be run", frame,
+                  by_chance(claims))]
 
 
 def brief(why: Reason, *place: str) -> str:
@@ -107,14 +146,15 @@ def brief(why: Reason, *place: str) -> str:
 def by_chance(claims: Table) -> str:
     """How many "reproduced" to expect of the claims that an interval decides, if none of them held."""
     n = int(claims.frame["Verdict"].isin(["reproduced", "undetermined", "not reproduced"]).sum())
-    return (f" Verdicts on claims by 95 % intervals, without correction for their number: {n}. Were none of these "
+    return (f"Verdicts on claims by 95 % intervals, without correction for their number: {n}. Were none of these "
             f"claims true, up to {n} × 2.5 % = {0.025 * n:.2g} “reproduced” would still be expected.") if n else ""
 
 
 def paper_table(entry: dict[str, str], frame: pd.DataFrame, note: str = "") -> Table:
     """A table of the paper's, under its number."""
     name, title = entry["where"].lower().replace(" ", ""), f"{entry['where']}. {entry['title']}"
-    return Table(name, title, frame, note + alone(frame) + marked(frame))
+    inside = tuple(name for name in INSIDE if name in frame)
+    return Table(name, title, frame, note + alone(frame) + marked(frame), inside=inside)
 
 
 def alone(frame: pd.DataFrame) -> str:

@@ -12,8 +12,17 @@ from typing import Any
 import pandas as pd
 
 from pipeline.catalogue import ARMS
-from reports.scores import CAUTION, Reason, by_seed, column, links, saturated, shown, spread
-from reports.verdicts import BUDGET, bound_verdict, estimate, ordering_verdict, refuse_quick, value_verdict
+from reports.scores import CAUTION, Reason, anchor, by_seed, column, links, saturated, shown, spread
+from reports.verdicts import (
+    BUDGET,
+    Values,
+    bound_verdict,
+    estimate,
+    number,
+    ordering_verdict,
+    refuse_quick,
+    value_verdict,
+)
 from reports.words import called
 
 TABLES = {  # of an experiment, in order: the catalogue's name, the title, and what makes a row
@@ -36,7 +45,8 @@ def printed_table(scores: pd.DataFrame, table: dict[str, Any], why: Reason) -> p
         mark = f" {CAUTION}" * (entry["arm"] in saturated(scores, entry["experiment"]))
         rows.append({"Data": entry["row"], "Model": entry["column"] + mark, "Paper": f"{entry['paper']:.2f}",
                      "Ours": estimate(values), "Seeds": links(values.at.index, *place),
-                     **conclusion(verdict, entry, entry["experiment"], why(*place))})
+                     **conclusion(verdict, entry, entry["experiment"], why(*place)),
+                     "Protocol": entry["protocol"], "By seed": each_seed(values, *place)})
     return pd.DataFrame(rows)
 
 
@@ -48,8 +58,10 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
         shared = {"experiment": experiment, "measure": claim["measure"], "name": claim["name"]}
         sides = [shared | claim[side] for side in ("first", "second") if side in claim]
         judged = scores[~(scores["labels"] > claim.get("most_labels", math.inf))]
-        first, *others = (by_seed(judged, **side) for side in sides)
-        difference, arm = first - others[0] if others else first, claim["first"]["arm"]
+        first, *others = found = [by_seed(judged, **side) for side in sides]
+        difference = first - others[0] if others else first
+        places = [(experiment, side["arm"], side["measure"]) for side in sides]
+        numbers = [each_seed(values, *place) for values, place in zip(found, places, strict=True)]
         lacking = sides[-1] if len(first) else sides[0]
         missing = why(experiment, lacking["arm"], lacking["measure"])
         bound, low, high = "bound" in claim, claim["low"], claim["high"]
@@ -61,9 +73,17 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
         mark = f" {CAUTION}" * (not saturated(scores, experiment).isdisjoint(side["arm"] for side in sides))
         rows.append({"Claim": claim["claim"] + mark, "Data": called(experiment), "Difference": estimate(difference),
                      "Holds in": f"{holds} of {len(difference)}",
-                     "Seeds": links(difference.at.index, experiment, arm, claim["measure"]), **ended})
+                     "Seeds": links(difference.at.index, *places[0]), **ended,
+                     "Where": claim["where"], "Protocol": claim["protocol"], "By seed": numbers[0],
+                     "Minus": numbers[1] if others else [],
+                     "Difference by seed": ", ".join(text for text, _ in each_seed(difference)) if others else ""})
     rows.sort(key=lambda row: row["Verdict"] == "not run")  # what has a verdict comes first
     return pd.DataFrame(rows)
+
+
+def each_seed(values: Values, *place: str) -> list[tuple[str, str]]:
+    """The value at each seed, linked to its row of the provenance table."""
+    return [(f"{seed}: {number(value)}", anchor(*place, seed)) for seed, value in values.means.items()]
 
 
 def conclusion(verdict: str, entry: dict[str, Any], experiment: str, missing: str) -> dict[str, str]:

@@ -84,6 +84,14 @@ def rendered(root: Path, profile: str) -> str:
     return out.read_text()
 
 
+def without_own_script(html: str) -> str:
+    """A page without its one script, which is the template's byte for byte."""
+    template = (ROOT / "reports/template.html.j2").read_text()
+    (script,) = re.findall(r"<script>.*?</script>", template, re.DOTALL)
+    assert html.count(script) == 1
+    return html.replace(script, "")
+
+
 def test_interval_is_students():
     mean, half = values(1.0, 2.0, 3.0).interval()
     assert mean == 2.0
@@ -302,10 +310,22 @@ def test_undetermined_by_budget_counts_as_undetermined_and_chance_is_told(tmp_pa
     monkeypatch.setitem(PAPER, "claims", [lowers, budgeted])
     html = rendered(tmp_path, "full")
     # Table 1: Glow (MLE) reproduced, Glow (ours) not; Tables 1 and 2 have 12 numbers
-    assert "Of 16 claims and printed numbers: 2 reproduced, 1 undetermined, 1 not reproduced, 12 not run. " in html
+    assert "Of 16 claims and printed numbers: 2 reproduced, 1 undetermined, 1 not reproduced, 12 not run.</p>" in html
     assert "for their number: 1. Were none of these claims true, up to 1 × 2.5 % = 0.025 “reproduced”" in html
     assert '<span class="verdict undetermined">undetermined: budget</span>' in html
     assert html.count("what another run on other test images of the same kind would give") == 5  # at every interval
+
+
+def test_the_page_says_in_short_what_held_and_where(tmp_path):
+    """What we added to the paper's claims is counted apart, and what was not run is folded with its reason."""
+    fids(tmp_path)
+    html = rendered(tmp_path, "full")
+    summary = pd.read_csv(tmp_path / "report/summary.csv").set_index("Verdict")["Where"]
+    assert summary["reproduced"] == "Table 1 (2), Tests of ours (1), printed in Table 1 (1)"
+    claims = pd.read_csv(tmp_path / "report/claims.csv")
+    assert int(re.findall(r"(\d+) not run", html)[0]) == (claims["Verdict"] == "not run").sum() + 10
+    folded = re.findall(r"<details><summary>Table 1: \d+ not run, and why</summary>.*?</details>", html, re.DOTALL)
+    assert len(folded) == 1 and "not run yet" in folded[0]
 
 
 def test_a_number_past_its_limit_has_a_caution(tmp_path, monkeypatch):
@@ -559,7 +579,7 @@ def test_missing_numbers_say_why_from_the_furthest_upstream_log(tmp_path):
 
 def test_the_page_stands_alone_and_escapes(tmp_path):
     fids(tmp_path)
-    html = rendered(tmp_path, "full")
+    html = without_own_script(rendered(tmp_path, "full"))
     assert not re.findall(r"<(?:script|link|iframe|object|embed)\b|@import|url\(", html)
     assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)"', html))
     assert "&lt;script&gt;alert(1)" in html
