@@ -265,7 +265,8 @@ rule report:
         scores=lambda wildcards: [path for experiment in PARAMS.profiles[wildcards.profile].experiments
                                   for path in PARAMS.scores(wildcards.profile, experiment)],
     output:
-        page="build/report/{profile}/index.html",
+        page=report("build/report/{profile}/index.html", caption="reports/caption.rst", category="Reproduction",
+                    labels={"profile": "{profile}"}),
         metrics="build/report/{profile}/metrics.json",
     log:
         "build/report/{profile}.log",

@@ -149,6 +149,12 @@ def test_snakemakes_linter_finds_what_has_its_reason_and_nothing_else() -> None:
     assert found and all(any(each.startswith(known) for known in reasons) for each in found), found
 
 
+def test_snakemakes_own_report_carries_the_page(project: Path) -> None:
+    call(project, "snakemake --report build/snakemake.html quick")
+    whole = (project / "build/snakemake.html").read_text()
+    assert "build/report/quick/index.html" in whole and "where each number comes from" in whole
+
+
 def test_without_a_remote_pull_says_what_is_missing(tmp_path: Path) -> None:
     folder = make_project(tmp_path)
     command = ["make", "-o", "install", "pull"]
