@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from pipeline import devices
@@ -142,7 +143,7 @@ def network() -> Found:
 
 def mlflow() -> Found:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if not uri.startswith(("http://", "https://")):
+    if urlsplit(uri).scheme not in ("http", "https"):
         return Found("ok", uri or "MLFLOW_TRACKING_URI names no server: records go to mlflow.db")
     why = silent(f"{uri.rstrip('/')}/health")
     return Found("mend", f"{uri} does not answer ({why})", "start it, mend MLFLOW_TRACKING_URI, or unset it; "
