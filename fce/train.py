@@ -1,7 +1,8 @@
 """Train on tensors of one's own: Glow by maximum likelihood, then the game of section 2.3 between it and an EBM."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,7 @@ from fce.supply import Supply
 
 @dataclass(frozen=True)
 class Settings:
-    """Of the game, as `joint:` in params.yaml has them; the defaults are those of 2D densities there.
+    """Of the game, as `joint:` in params.yaml has them; the defaults are those of 2D densities, for a shorter game.
 
     Attributes:
         ebm_updates: how long the game is.
@@ -52,8 +53,6 @@ class Settings:
     ebm_clip: float = 100.0
     flow_clip: float = 100.0
     precision: str = "fp32"
-    energy: str = "plain"
-    noise: str = "flow"
 
     def __post_init__(self) -> None:
         one_of("rule", self.rule, "ratio", "accuracy")
@@ -113,13 +112,13 @@ def play(flow: Glow, energy: EnergyModel, x: Tensor, settings: Settings | None =
         fce.game.Diverged: a game that must not go on; what to lower.
     """
     kind = "tilted" if isinstance(energy, Tilted) else "residual" if isinstance(energy, Residual) else "plain"
-    known = cast(Any, replace(settings or Settings(), energy=kind))
+    own = settings or Settings()
+    known: Any = SimpleNamespace(**vars(own), energy=kind, noise="flow" if own.flow_lr > 0 else "frozen-flow")
     if kind == "tilted" and known.warm_start:
         raise ValueError("warm_start: a tilted EBM starts as its flow; set it to 0")
     noise, learner = Stack([flow]), Stack([energy])
     supply = Supply(cast(Any, [Rows(x, change)]), [torch.Generator().manual_seed(seed)], noise, known)
     game, switch, rows = Game(noise, learner, supply, known), Switch.of(known), list[dict[str, float]]()
-    game.learns = known.flow_lr > 0
     game.start()
     while game.ebm_updates < known.ebm_updates:
         of_ebm = switch.turn == "ebm" or not game.learns

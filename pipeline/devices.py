@@ -87,7 +87,7 @@ def take(indices: Sequence[int]) -> int:
 
 def memory() -> int:
     """MB that are free for jobs."""
-    import psutil  # not needed by a stage that ends within a minute
+    import psutil  # a stage that ends within a minute does without
 
     limits = [text for name in ("memory.max", "memory.limit_in_bytes") for text in limits_in(name)]
     return min([psutil.virtual_memory().available, *(int(text) for text in limits if text.isdigit())]) // 2**20
@@ -111,7 +111,7 @@ def usage(device: str) -> dict[str, float]:
 
 @cache
 def this_process() -> "Process":
-    import psutil  # not needed by a stage that ends within a minute does without
+    import psutil  # as in memory
 
     return psutil.Process()
 

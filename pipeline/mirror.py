@@ -97,6 +97,10 @@ class Server:
             self.all.pop(digest(uri), None)  # a database that was deleted has nothing
         self.sent: dict[str, dict[str, Any]] = self.all.setdefault(digest(uri), {})
 
+    @property
+    def client(self) -> Any:
+        return connect(self.uri)
+
     def waits(self, path: Path, lines: Lines) -> bool:
         """Whether something of the record is not there yet, or stands in a run that another one has replaced."""
         model = model_of(lines[0]["tags"])
@@ -111,30 +115,30 @@ class Server:
         """The id of MLflow's experiment, made where it is not there, restored where a user has deleted it."""
         from mlflow import entities  # as above
 
-        found = connect(self.uri).get_experiment_by_name(name)
+        found = self.client.get_experiment_by_name(name)
         if found is None:
             local = self.uri.startswith("sqlite:")  # else the server decides where files lie
-            place = connect(self.uri).create_experiment(name, (ROOT / "mlartifacts" / name).as_uri() if local else None)
+            place = self.client.create_experiment(name, (ROOT / "mlartifacts" / name).as_uri() if local else None)
             for name, value in comparisons.TAGS.items():
-                connect(self.uri).set_experiment_tag(place, name, value)
+                self.client.set_experiment_tag(place, name, value)
             return str(place)
         if found.lifecycle_stage == entities.LifecycleStage.DELETED:  # its name stays taken
-            connect(self.uri).restore_experiment(found.experiment_id)
+            self.client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
     def run(self, head: dict[str, Any]) -> Any:
         """The current run of the record's model, which has this record, or none of its stage yet; else a new one."""
         model, mark = model_of(head["tags"]), f"record.{head['tags']['stage']}"
         place = self.experiment(f"{model.profile}/{model.experiment}")
-        found = connect(self.uri).search_runs([place], f"tags.model = '{model.key}' and tags.current = 'yes'",
+        found = self.client.search_runs([place], f"tags.model = '{model.key}' and tags.current = 'yes'",
                                         order_by=["attributes.start_time DESC"])
         current = [run for run in found if run.data.tags.get(mark, head["id"]) == head["id"]][:1]
         if not current:
             tags = {"model": model.key, "current": "yes", **model._asdict(), **source(head["provenance"])}
-            current = [connect(self.uri).create_run(place, start_time=head["time"], run_name=model.name, tags=tags)]
+            current = [self.client.create_run(place, start_time=head["time"], run_name=model.name, tags=tags)]
         for run in found:
             if run.info.run_id != current[0].info.run_id:
-                connect(self.uri).set_tag(run.info.run_id, "current", "no")
+                self.client.set_tag(run.info.run_id, "current", "no")
         return current[0]
 
     def take(self, path: Path, lines: Lines) -> None:
@@ -145,17 +149,15 @@ class Server:
         same = known.get("id") == head["id"] and known["run"] == name
         start = known["lines"] if same else 0
         ended = lines[-1]["kind"] == "end"
-        files = same and known["files"] and start == len(lines)
         if start == 0:
             params = {key: value for key, value in head["params"].items() if key not in run.data.params}
             self.log(name, params=params, tags={f"record.{stage}": head["id"], **source(head["provenance"])})
             self.log_data(name, head)
         self.log(name, metrics=[(metric(stage, key), value, line["time"], line["step"]) for line in lines[start:]
                                 if line["kind"] == "metrics" for key, value in line["values"].items()])
-        status = lines[-1]["status"] if ended else "RUNNING"
         if start < len(lines):
-            self.close(run, stage, status, lines[-1]["time"])
-        if ended and not files:
+            self.close(run, stage, lines[-1]["status"] if ended else "RUNNING", lines[-1]["time"])
+        if ended:
             self.log_files(name, stage, path)
         self.sent[relative(path)] = {"id": head["id"], "lines": len(lines), "run": name, "files": ended}
         self.sent[model_of(head["tags"]).key] = {"run": name}
@@ -169,7 +171,7 @@ class Server:
         for name, given in what.items():
             rows = [kinds[name](*row) for row in (given.items() if isinstance(given, dict) else given)]
             for first in range(0, len(rows), LIMITS[name]):  # the same value at the same time and step is stored once
-                connect(self.uri).log_batch(run, **{name: rows[first : first + LIMITS[name]]})
+                self.client.log_batch(run, **{name: rows[first : first + LIMITS[name]]})
 
     def log_data(self, run: str, head: dict[str, Any]) -> None:
         """The data set, with the hash of its file, as the run's input."""
@@ -181,7 +183,7 @@ class Server:
         place = STAGES["data"].out.format(**model._asdict())
         given = entities.Dataset(model.experiment, hashed, "local", json.dumps({"uri": place}))
         role = [entities.InputTag("mlflow.data.context", "data")]
-        connect(self.uri).log_inputs(run, [entities.DatasetInput(given, role)])
+        self.client.log_inputs(run, [entities.DatasetInput(given, role)])
 
     def log_files(self, run: str, stage: str, record: Path) -> None:
         """The stage's scores, curve and log, and pictures of what it made."""
@@ -189,21 +191,21 @@ class Server:
         logs = [folder / f"{stage}.log" for folder in record.parents[:3]]  # runs of one process share theirs
         files = [out] * (out.suffix == ".json") + [out.with_suffix(".csv"), *logs]
         for path in [path for path in files if path.exists()]:
-            connect(self.uri).log_artifact(run, str(path), stage)
+            self.client.log_artifact(run, str(path), stage)
         for name, picture in import_module(PICTURES).of(stage, out).items():
-            log = connect(self.uri).log_figure if hasattr(picture, "savefig") else connect(self.uri).log_image
+            log = self.client.log_figure if hasattr(picture, "savefig") else self.client.log_image
             log(run, picture, artifact_file=f"{stage}/{name}.png")
 
     def close(self, run: Any, stage: str, status: str, ended: int) -> None:
         """The run's status, of all its stages'."""
         states = {key: value for key, value in run.data.tags.items() if key.startswith("status.")}
         states[f"status.{stage}"] = status
-        connect(self.uri).set_tag(run.info.run_id, f"status.{stage}", status)
+        self.client.set_tag(run.info.run_id, f"status.{stage}", status)
         worst = next((each for each in ("RUNNING", "FAILED", "KILLED") if each in states.values()), "FINISHED")
         if worst == "RUNNING":
-            connect(self.uri).update_run(run.info.run_id, "RUNNING")
+            self.client.update_run(run.info.run_id, "RUNNING")
         else:
-            connect(self.uri).set_terminated(run.info.run_id, worst, max(ended, run.info.end_time or 0))
+            self.client.set_terminated(run.info.run_id, worst, max(ended, run.info.end_time or 0))
 
 
 def source(provenance: dict[str, Any]) -> dict[str, str]:
@@ -288,10 +290,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sent, failed = sent + taken, failed + (not taken)
             if failed == 2:  # the server is down: its other records wait too
                 break
-        if failed:
-            break
         if waiting:
             log.info("%d records sent to MLflow, %d wait", sent, len(waiting) - sent)
+        if failed:
+            break
     if given.links:
         for name, place in comparisons.places(connect(uri)).items():
             log.info("%s: %s%s", name, given.links.rstrip("/"), place)

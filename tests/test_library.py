@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ROOT
+from tiny import ROOT, read_yaml
 
 import fce
 
@@ -59,6 +59,12 @@ def test_a_tilted_ebm_plays_and_is_a_density_then() -> None:
     assert energy.log_prob(x[:5]).isfinite().all()
     with pytest.raises(ValueError, match="warm_start"):
         fce.play(flow, fce.Tilted((3, 8, 8), widths=(8, 8)), x, fce.Settings(warm_start=5))
+
+
+def test_the_games_settings_are_those_of_2d_densities() -> None:
+    joint = read_yaml(ROOT / "params.yaml")["defaults"]["toy"]["joint"]
+    own = vars(fce.Settings())
+    assert own.pop("ebm_updates") < joint["ebm_updates"] and own == {name: joint[name] for name in own}
 
 
 def test_without_a_learning_flow_it_is_noise_contrastive_estimation() -> None:
