@@ -1,6 +1,6 @@
 """The report of a profile: one HTML page with nothing outside it, its Markdown twin, tables and figures.
 
-Renders whatever lies below build/<profile>/; what is missing is named, with the reason.
+Renders whatever lies below build/<profile>/, or in an archive of that; what is missing is named, with the reason.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from jinja2 import StrictUndefined, Template
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
 from pipeline.params import PROFILES
+from reports.archive import unpacked
 from reports.blocks import Table, markdown, markdown_table, plain
 from reports.page import content
 from reports.verdicts import VERDICTS
@@ -24,7 +25,9 @@ from reports.words import PAPER
 def render(profile: str, build: Path, page: Path) -> None:
     """Write the page and everything beside it."""
     out, title = page.parent, f"Reproduction of “{PAPER['title']}”"
-    sections = content(profile, build, out)
+    again = f"python -m fce report --profile {profile} --build {build} --out {page}"
+    with unpacked(build) as folder:
+        sections = content(profile, folder, out, again)
     source = Path(__file__).with_name("template.html.j2").read_text("utf-8")
     script = source.partition("<script>")[2].partition("</script>")[0]
     template = Template(source, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -33,6 +36,7 @@ def render(profile: str, build: Path, page: Path) -> None:
     html = template.make_module({
         "title": title, "url": PAPER["url"], "profile": profile, "sections": sections, "verdicts": VERDICTS,
         "mlflow": mlflow, "seal": b64encode(sha256(script.encode()).digest()).decode(),  # no other script may run
+        "points": lambda name: place.read_text() if (place := out / f"{name}.points.json").exists() else "",
         "picture": lambda name: f"data:image/svg+xml;base64,{b64encode((out / f'{name}.svg').read_bytes()).decode()}"})
     text = f"# {title}\n\n" + ("" if profile == "full" else f"**{profile} profile: not the paper's sizes.**\n\n")
     for heading, blocks in sections:
@@ -51,12 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fce report", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", required=True, choices=PROFILES, help="which results")
-    parser.add_argument("--build", type=Path, default=Path("build"), help="the folder of results (default: build)")
+    parser.add_argument("--build", type=Path, default=Path("build"),
+                        help="the folder of results, or an archive of it, as published (default: build)")
     parser.add_argument("--out", type=Path, required=True, help="the page; what belongs to it is written beside it")
     arguments = parser.parse_args(argv)
     try:
-        if not arguments.build.is_dir():
-            raise UserError(f"--build: {arguments.build} is no folder; name the one of results, which snakemake makes")
         if arguments.out.is_dir():
             raise UserError(f"--out: {arguments.out} is a folder, but the page is a file; add index.html")
         render(arguments.profile, arguments.build, arguments.out)

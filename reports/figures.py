@@ -23,9 +23,10 @@ from pipeline.files import read_arrays, write_bytes
 from reports.blocks import Figure
 from reports.pictures import GRID, tiled
 from reports.scores import Reason, Results, by_seed, curves
-from reports.verdicts import Values
+from reports.verdicts import Values, number
 from reports.words import NOTES, SAMPLES, called
 
+DENSEST = 60
 WIDTH = 7.0  # inches, the report's text column
 PICTURES: dict[str, Any] = {  # how panels that are pictures stand
     "subplot_kw": {"xticks": [], "yticks": [], "aspect": "equal"},
@@ -35,7 +36,7 @@ DENSITIES = {  # the panels of Figure 1 beside the points: arm, array of its fil
     "Glow (ours)": ("joint-from-random", "flow", "flow"), "EBM (ours)": ("joint-from-random", "ebm", "ebm")}
 AXES = {"step": "step", "ebm_updates": "EBM updates", "seconds": "CPU seconds of a run", "labels": "labelled examples"}
 PALETTE = sns.color_palette("colorblind")
-STYLE = {"figure.dpi": 200, "savefig.dpi": 200, "savefig.bbox": "tight", "savefig.pad_inches": 0.04,
+STYLE: dict[str, Any] = {"figure.dpi": 200, "savefig.dpi": 200, "savefig.bbox": "tight", "savefig.pad_inches": 0.04,
          "svg.hashsalt": "fce", "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9,
          "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
          "legend.frameon": False, "lines.linewidth": 1.4}
@@ -44,7 +45,10 @@ sns.set_theme(context="paper", style="ticks", rc=STYLE)
 
 
 def save(canvas: Canvas, out: Path, name: str, data: pd.DataFrame | None, profile: str) -> None:
-    """Write the figure's files; those of another profile than `full` carry its name across."""
+    """Write the figure's files; those of another profile than `full` carry its name across.
+
+    Beside a figure with curves, <name>.points.json: what the page says where a pointer is near one of their points.
+    """
     if profile != "full":
         canvas.text(0.5, 0.5, f"{profile} profile", rotation=25, fontsize=44, color="0.7",
                     alpha=0.45, ha="center", va="center", zorder=100)
@@ -52,9 +56,30 @@ def save(canvas: Canvas, out: Path, name: str, data: pd.DataFrame | None, profil
         buffer = io.BytesIO()
         canvas.savefig(buffer, format=kind, metadata={"Date": None})
         write_bytes(out / f"{name}.{kind}", buffer.getvalue())
+    if points := drawn_points(canvas):
+        write_bytes(out / f"{name}.points.json", json.dumps(points, separators=(",", ":")).encode())
     plt.close(canvas)
     if data is not None:
         write_bytes(out / f"{name}.csv", data.to_csv(index=False).encode())
+
+
+def drawn_points(canvas: Canvas) -> list[tuple[float, float, str]]:
+    """(x, y, words) of points of named lines, some DENSEST a line at most.
+
+    x and y are shares of the picture, from its top left corner.
+    """
+    edge, found = canvas.get_tightbbox().padded(STYLE["savefig.pad_inches"]), []
+    for ax in canvas.axes:
+        inside = ax.get_window_extent()
+        for line in [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]:
+            known = np.asarray(line.get_xydata(), float)
+            for x, y in known[::-1][::1 + len(known) // DENSEST]:  # the last is always among them
+                if inside.contains(*(pixel := ax.transData.transform((x, y)))):
+                    across, up = canvas.dpi_scale_trans.inverted().transform(pixel)
+                    place = (across - edge.x0) / edge.width, (edge.y1 - up) / edge.height
+                    words = f"{line.get_label()}, {ax.get_xlabel()} {x:g}: {number(y)}"
+                    found.append((round(place[0], 4), round(place[1], 4), words))
+    return found
 
 
 def lines(ax: Axes, data: pd.DataFrame, x: str, y: str, **style: Any) -> None:

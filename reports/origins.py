@@ -7,16 +7,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pipeline import mirror
 from pipeline.catalogue import STAGES
 from pipeline.errors import ERROR_LINE
-from pipeline.track import was_killed
+from pipeline.track import read_record, was_killed
 from reports.scores import Results, anchor
+from reports.verdicts import number
 
 KILLED = ("killed before it could say why, mostly by the kernel or a scheduler for want of memory or time; the same "
           "command goes on, with fewer jobs at once (--cores) or on a larger machine")
+POWER = "system/gpu_power_usage_watts"  # as pipeline/devices.py names it
 NOT_YET = "not run yet"
 NOT_NAMED = "not run: params.yaml does not name it"
 
@@ -101,3 +104,23 @@ def record(path: Path) -> dict[str, Any]:
         if last["kind"] == "end":
             return first["provenance"] | {"seconds": round((last["time"] - first["time"]) / 1000, 1)}
     return {}
+
+
+def costs(results: Results, experiment: str) -> dict[str, str]:
+    """Hours and CPU-hours of an experiment's processes, by Snakemake's benchmarks; kWh where a GPU told its power."""
+    home, totals = results.folder / experiment, {"s": 0.0, "cpu_time": 0.0}
+    for path in home.glob("**/*.benchmark.tsv"):
+        row = pd.read_csv(path, sep="\t", na_values="-").iloc[-1]
+        totals = {key: value + float(np.nan_to_num(row[key])) for key, value in totals.items()}
+    names = {"s": "Hours", "cpu_time": "CPU-hours"}
+    found = {names[key]: number(value / 3600) for key, value in totals.items() if value}
+    joules = sum(energy(path) for path in home.glob("**/*.run.jsonl"))
+    return found | ({"GPU, kWh": number(joules / 3.6e6)} if joules else {})
+
+
+def energy(record: Path) -> float:
+    """Joules that a run's GPU drew: its mean power, which it told each minute, for as long as the run took."""
+    lines = read_record(record)
+    watts = [line["values"][POWER] for line in lines if POWER in line.get("values", {})]
+    times = [line["time"] for line in lines if "time" in line]
+    return sum(watts) / len(watts) * (times[-1] - times[0]) / 1000 if watts else 0.0

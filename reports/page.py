@@ -13,8 +13,8 @@ from pipeline.catalogue import ROOT, SCORES, score
 from pipeline.files import Npz, write_bytes, write_json
 from pipeline.params import load
 from reports import tables, verdicts
-from reports.blocks import Block, Section, Table, Text, plain
-from reports.origins import NOT_YET, failures, left_over, provenance, why_missing
+from reports.blocks import Block, Figure, Section, Table, Text, plain
+from reports.origins import NOT_YET, costs, failures, left_over, provenance, why_missing
 from reports.scores import CAUTION, COLUMNS, Reason, Results, headlines
 from reports.words import NOTES, PAPER, called, claims_of
 
@@ -23,8 +23,8 @@ SEEDS = (f"{NOTES['interval']} Each seed leads to its provenance, and each verdi
 INSIDE = ("Where", "Protocol", "By seed", "Minus", "Difference by seed")  # what a verdict opens to
 
 
-def content(profile: str, build: Path, out: Path) -> list[Section]:
-    """All sections; draws the figures into `out`."""
+def content(profile: str, build: Path, out: Path, command: str) -> list[Section]:
+    """All sections, the last with the command that makes the page; draws the figures into `out`."""
     results = Results(load(ROOT / "params.yaml"), profile, build)
     write_bytes(out / "scores.csv", results.scores.to_csv(columns=COLUMNS, index=False).encode())
     write_json(out / "metrics.json", headlines(results.scores))
@@ -48,9 +48,19 @@ def content(profile: str, build: Path, out: Path) -> list[Section]:
     if failed:
         frame = pd.DataFrame(failed).rename(columns=str.capitalize)
         sections.append(("Failures", [Table("failures", "Stages that failed", frame)]))
-    page = f"python -m fce report --profile {profile} --build {build} --out {out / 'index.html'}"
-    rerun = f"snakemake --cores {again}    # everything\n{page}    # this page"
+    rerun = f"snakemake --cores {again}    # everything\n{command}    # this page"
+    sections = [(heading, without_empty(blocks)) for heading, blocks in sections]
     return [*sections, ("Provenance", sources(origins)), ("How to rerun", [Text(rerun, "code")])]
+
+
+def without_empty(blocks: list[Block]) -> list[Block]:
+    """Blocks with their figures that could not be drawn, where there are several, in one table below."""
+    empty = [block for block in blocks if isinstance(block, Figure) and block.why]
+    if len(empty) < 2:
+        return blocks
+    frame = pd.DataFrame({"Figure": [figure.title for figure in empty], "Why": [figure.why for figure in empty]})
+    title = f"{len(empty)} figures not drawn, and why"
+    return [*(block for block in blocks if block not in empty), Table("figures", title, frame, folded=True)]
 
 
 def drawn(results: Results, out: Path, why: Reason) -> dict[str, list[Block]]:
@@ -216,18 +226,19 @@ def missing(results: Results, experiment: str, why: Reason) -> list[Block]:
 
 
 def scope(results: Results, origins: pd.DataFrame) -> list[Block]:
-    """What ran, by experiment; and what did, but is no longer named."""
+    """What ran, by experiment, and what it cost; and what did, but is no longer named."""
     def listed(values: pd.Series) -> str:
         return ", ".join(dict.fromkeys(filter(None, values)))
 
     rows = []
     for _, name in experiments(results):
         group = origins[origins["Experiment"] == name]
-        hours = verdicts.number(pd.to_numeric(group["Seconds"]).sum() / 3600)
         rows.append({"Data": called(name, results.profile), "Images": sizes(results, name),
-                     "Seeds": listed(group["Seed"]), "Arms": listed(group["Arm"]), "Hours, all stages": hours,
+                     "Seeds": listed(group["Seed"]), "Arms": listed(group["Arm"]), **costs(results, name),
                      "Device": listed(group["Device"])})
-    ran = Text(NOT_YET, "missing") if origins.empty else Table("scope", "What was run", pd.DataFrame(rows))
+    note = "Hours are of processes, of which several run side by side; of one that went on after a fault, since then."
+    ran = (Text(NOT_YET, "missing") if origins.empty else
+           Table("scope", "What was run, and what it cost", pd.DataFrame(rows).fillna("–"), note))
     over = left_over(results)
     return [ran, Text(f"left over, not shown: {over}", "missing")] if over else [ran]
 
@@ -235,9 +246,11 @@ def scope(results: Results, origins: pd.DataFrame) -> list[Block]:
 def sizes(results: Results, experiment: str) -> str:
     """How many images each part of an experiment's data holds; nothing of 2D points."""
     files = [Npz(path, ()) for path in results.found("data", experiment, ".npz").values()]
-    found = ", ".join(f"{file.header(name)[0][0]:,} {name.removesuffix('_images')}" for file in files for name in file
-                      if name.endswith("_images"))
-    unlabelled = found and not any(name.endswith("_labels") for file in files for name in file)
+    parts = {name.removesuffix("_images"): file for file in files for name in file if name.endswith("_images")}
+    # an archive has all labels, but few images
+    counted = {part: f"{part}_labels" if f"{part}_labels" in file else f"{part}_images" for part, file in parts.items()}
+    found = ", ".join(f"{file.header(counted[part])[0][0]:,} {part}" for part, file in parts.items())
+    unlabelled = found and not any(name.endswith("_labels") for name in counted.values())
     return found + "; no labels, so no linear classification, and no distance by a classifier" * bool(unlabelled)
 
 

@@ -6,6 +6,7 @@ import subprocess
 from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from test_report import fids, rendered
 
@@ -18,6 +19,10 @@ PAINTED = {"light": 1, "dark": 0}  # as Chromium counts preferred colour schemes
 def page(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("page")
     fids(root)
+    seed = root / "full" / "svhn" / "seed-0"
+    pd.DataFrame({"step": [1, 2, 3], "validation": [3.0, 2.5, 2.25]}).to_csv(seed / "pretrain.csv")
+    pd.DataFrame({"ebm_updates": [10, 20], "flow_updates": 1, "value": -1.4, "accuracy_data": 0.5, "accuracy_gen": 0.5}
+                 ).to_csv(seed / "joint" / "joint.csv")
     rendered(root, "full")
     return root / "report" / "index.html"
 
@@ -53,6 +58,21 @@ def test_another_script_is_refused(page):
     copy.write_text(page.read_text().replace("</body>", "<script>document.title = 'attacked'</script></body>"))
     with pytest.raises(AssertionError, match="Content Security Policy"):
         browse(copy, "--dump-dom")
+
+
+def test_a_curve_tells_its_numbers_to_a_pointer(page):
+    """At the point that the page has for the loss of step 3, and nowhere else."""
+    move = """(() => {
+      const plot = document.querySelector("[data-points]"), box = plot.firstElementChild.getBoundingClientRect();
+      const [x, y] = JSON.parse(plot.dataset.points).find(each => each[2].includes("step 3"));
+      const at = (x, y) => new PointerEvent("pointermove", {clientX: box.left + x, clientY: box.top + y});
+      const seen = [[x * box.width + 3, y * box.height], [0, 0]].map(([x, y]) => {
+        plot.dispatchEvent(at(x, y));
+        return plot.lastElementChild.hidden ? "nothing" : plot.lastElementChild.textContent;
+      });
+      return seen.join(" | ");
+    })()"""
+    assert said(page, move) == "MLE, step 3: 2.250 | nothing"
 
 
 def test_a_phone_scrolls_tables_and_not_the_page(page):

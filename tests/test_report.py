@@ -666,7 +666,11 @@ def test_figures_are_drawn_from_what_the_stages_write(tmp_path):
         assert (tmp_path / "report" / f"{name}.svg").exists() and (tmp_path / "report" / f"{name}.png").exists(), name
     assert pd.read_csv(tmp_path / "report" / "figure1.csv")["log_likelihood"].notna().sum() == 2
     assert html.count("<img") == 4
-    assert "Figure 4. Accuracy of a linear classifier on the EBM&#39;s features</strong><br>not run yet" in html
+    left_out = pd.read_csv(tmp_path / "report" / "figures.csv").set_index("Figure")["Why"]
+    assert left_out["Figure 4. Accuracy of a linear classifier on the EBM's features"] == "not run yet"
+    points = json.loads((tmp_path / "report" / "training-ring.points.json").read_text())
+    assert {words for *_, words in points if "100: −1" in words} == {"ours, random start, EBM updates 100: −1.400"}
+    assert all(0 < share < 1 for *place, _ in points for share in place)
 
 
 def test_figure_4_has_intervals_over_seeds_and_draws(tmp_path):

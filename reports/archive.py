@@ -1,0 +1,117 @@
+"""What the report reads of a profile's results, in one small file that git can hold.
+
+Of arrays it has what the figures show: 64 images, densities to a thousandth; of records, where a number comes from.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.files import Arrays, read_arrays, write_bytes
+from reports.pictures import GRID
+from reports.scores import Results
+
+PARTS = ("train", "validation", "test")
+POINTS, ROW = 2000, 8  # what figures show: of 2D data, and of the samples of each moment of a training
+
+
+def of_data(path: Path) -> Arrays:
+    found = read_arrays(path, (), ("test", *(f"{part}_{what}" for part in PARTS for what in ("images", "labels"))))
+    counts = {"test": POINTS} | {f"{part}_images": GRID**2 for part in PARTS}  # labels are counted, so all stay
+    return {name: array[:counts.get(name)] for name, array in found.items()}
+
+
+def of_density(path: Path) -> Arrays:
+    found = read_arrays(path, ("axis", "truth", "flow"), ("ebm",))
+    return {name: array if name == "axis" else array.astype(np.float16) for name, array in found.items()}
+
+
+def of_samples(path: Path) -> Arrays:
+    found = read_arrays(path, ("images", "levels"))
+    return found | {"images": found["images"][:GRID**2]}
+
+
+def of_trajectory(path: Path) -> Arrays:
+    found = read_arrays(path, ("updates", "bits_per_dim", "distance", "samples", "images", "levels"))
+    return found | {"images": found["images"][:, :ROW]}
+
+
+CUTS: dict[str, Callable[[Path], Arrays]] = {"data": of_data, "density": of_density, "samples": of_samples,
+                                             "trajectory": of_trajectory}
+
+
+def entries(results: Results) -> Iterator[tuple[Path, bytes]]:
+    """(place below the build folder, content) of each file of these results that the report reads."""
+    whole = [*results.folder.glob("*/params/joint/*.json"), *results.folder.glob("**/*.benchmark.tsv")]
+    for stem in results.named:
+        whole += [path for ending in (".json", ".csv") if (path := stem.with_suffix(ending)).exists()]
+        if lines := ended(stem.with_suffix(".run.jsonl")):
+            yield stem.with_suffix(".run.jsonl").relative_to(results.build), lines
+        if (path := stem.with_suffix(".npz")).exists():
+            if stem.name in CUTS:
+                yield path.relative_to(results.build), npz(CUTS[stem.name](path))
+            elif stem.with_suffix(".json").exists():  # a score's values per image
+                whole.append(path)
+    yield from ((path.relative_to(results.build), path.read_bytes()) for path in whole)
+
+
+def ended(record: Path) -> bytes:
+    """The lines of the record of a run that ended well, but for its curves; what the machine told of itself stays."""
+    lines = record.read_text().splitlines(keepends=True) if record.exists() else []
+    known = [json.loads(line) for line in lines]
+    if not known or known[-1].get("status") != "FINISHED":
+        return b""
+    return "".join(line for line, each in zip(lines, known, strict=True)
+                   if each["kind"] != "metrics" or any(name.startswith("system/") for name in each["values"])).encode()
+
+
+def npz(arrays: Arrays) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def pack(results: Results, archive: Path) -> None:
+    """Write these results into the archive, beside what it has of others that params.yaml still names.
+
+    The same results give the same bytes.
+    """
+    content: dict[Path, bytes] = {}
+    if archive.exists():
+        with unpacked(archive) as folder:
+            content |= entries(Results(results.settings, results.profile, folder))
+    content |= entries(results)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:xz", preset=9) as tar:
+        for path, each in sorted(content.items()):
+            entry = tarfile.TarInfo(path.as_posix())  # without date and owner
+            entry.size = len(each)
+            tar.addfile(entry, io.BytesIO(each))
+    write_bytes(archive, buffer.getvalue())
+
+
+@contextmanager
+def unpacked(build: Path) -> Iterator[Path]:
+    """The folder of results that `build` is; of an archive, one that lasts as long as the context.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if build.is_dir():
+        yield build
+        return
+    with TemporaryDirectory() as folder:
+        try:
+            with tarfile.open(build) as tar:
+                tar.extractall(folder, filter="data")
+        except (OSError, tarfile.TarError) as error:
+            raise UserError(f"--build: {build} is neither the folder of results, which snakemake makes, nor an archive "
+                            f"of them ({error})") from None
+        yield Path(folder)

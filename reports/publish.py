@@ -1,0 +1,52 @@
+"""Publish a profile's results: `python -m reports.publish --profile full --build build`.
+
+Adds them to reports/published/<profile>/results.tar.xz, from which `fce report --build` makes the page anywhere, and
+writes page, scores and the figures that README shows beside it. What is published already and not made here stays: one
+machine may add what another has not. Then `make readme`.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pipeline.catalogue import ROOT
+from pipeline.errors import UserError
+from pipeline.params import PROFILES, load
+from reports import build
+from reports.archive import pack
+from reports.scores import Results
+
+PUBLISHED = Path(__file__).with_name("published")
+BESIDE = {"full": ("figure1.png", "figure2.png"), "small": ("samples-cifar10.png", "trajectory-cifar10.png")}
+
+
+def publish(profile: str, results: Path) -> None:
+    folder = PUBLISHED / profile
+    archive = folder / "results.tar.xz"
+    pack(Results(load(ROOT / "params.yaml"), profile, results), archive)
+    with TemporaryDirectory() as place:
+        build.render(profile, archive, Path(place) / "index.html")
+        for name in ("index.html", "scores.csv", *BESIDE.get(profile, ())):
+            shutil.copyfile(Path(place) / name, folder / name)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m reports.publish", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", required=True, choices=PROFILES, help="whose results")
+    parser.add_argument("--build", type=Path, default=Path("build"), help="the folder of results (default: build)")
+    arguments = parser.parse_args(argv)
+    try:
+        if not (arguments.build / arguments.profile).is_dir():
+            raise UserError(f"--build: {arguments.build} has no results of the {arguments.profile} profile")
+        publish(arguments.profile, arguments.build)
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
