@@ -1,6 +1,7 @@
 """What the report reads of a profile's results, in one small file that git can hold.
 
-Of arrays it has what the figures show: 64 images, densities to a thousandth; of records, where a number comes from.
+Of arrays it has what the figures show: 64 images and densities to a thousandth, of the first seed; of records, where a
+number comes from.
 """
 
 import io
@@ -13,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from pipeline.catalogue import STAGES
 from pipeline.errors import UserError
 from pipeline.files import Arrays, read_arrays, write_bytes
 from reports.pictures import GRID
@@ -22,43 +24,47 @@ PARTS = ("train", "validation", "test")
 POINTS, ROW = 2000, 8  # what figures show: of 2D data, and of the samples of each moment of a training
 
 
-def of_data(path: Path) -> Arrays:
+def of_data(path: Path, _: bool) -> Arrays:
     found = read_arrays(path, (), ("test", *(f"{part}_{what}" for part in PARTS for what in ("images", "labels"))))
     counts = {"test": POINTS} | {f"{part}_images": GRID**2 for part in PARTS}  # labels are counted, so all stay
     return {name: array[:counts.get(name)] for name, array in found.items()}
 
 
-def of_density(path: Path) -> Arrays:
-    found = read_arrays(path, ("axis", "truth", "flow"), ("ebm",))
+def of_density(path: Path, shown: bool) -> Arrays:
+    found = read_arrays(path, ("axis", "truth", "flow"), ("ebm",)) if shown else {}
     return {name: array if name == "axis" else array.astype(np.float16) for name, array in found.items()}
 
 
-def of_samples(path: Path) -> Arrays:
-    found = read_arrays(path, ("images", "levels"))
-    return found | {"images": found["images"][:GRID**2]}
+def of_samples(path: Path, shown: bool) -> Arrays:
+    found = read_arrays(path, ("images", "levels")) if shown else {}
+    return {name: array[:GRID**2] if name == "images" else array for name, array in found.items()}
 
 
-def of_trajectory(path: Path) -> Arrays:
+def of_trajectory(path: Path, shown: bool) -> Arrays:
     found = read_arrays(path, ("updates", "bits_per_dim", "distance", "samples", "images", "levels"))
-    return found | {"images": found["images"][:, :ROW]}
+    return found | {"images": found["images"][:, :ROW * shown]}
 
 
-CUTS: dict[str, Callable[[Path], Arrays]] = {"data": of_data, "density": of_density, "samples": of_samples,
-                                             "trajectory": of_trajectory}
+CUTS: dict[str, Callable[[Path, bool], Arrays]] = {"data": of_data, "density": of_density, "samples": of_samples,
+                                                   "trajectory": of_trajectory}
+SHOWN = ("mle", "joint", "joint-from-random", "tilted")  # the arms whose arrays the figures show
 
 
 def entries(results: Results) -> Iterator[tuple[Path, bytes]]:
     """(place below the build folder, content) of each file of these results that the report reads."""
     whole = [*results.folder.glob("*/params/joint/*.json"), *results.folder.glob("**/*.benchmark.tsv")]
-    for stem in results.named:
+    runs = [(path.with_suffix(""), *run) for experiment in results.settings.experiments[results.profile]
+            for stage in STAGES for run, path in results.outputs(stage, experiment).items()]
+    first = min((seed for _, seed, _ in runs if seed is not None), default=0)
+    for stem, seed, arm in runs:
         whole += [path for ending in (".json", ".csv") if (path := stem.with_suffix(ending)).exists()]
         if lines := ended(stem.with_suffix(".run.jsonl")):
             yield stem.with_suffix(".run.jsonl").relative_to(results.build), lines
         if (path := stem.with_suffix(".npz")).exists():
-            if stem.name in CUTS:
-                yield path.relative_to(results.build), npz(CUTS[stem.name](path))
-            elif stem.with_suffix(".json").exists():  # a score's values per image
+            if stem.name not in CUTS:  # a score's values per image
                 whole.append(path)
+            elif arrays := CUTS[stem.name](path, seed == first and arm in SHOWN):
+                yield path.relative_to(results.build), npz(arrays)
     yield from ((path.relative_to(results.build), path.read_bytes()) for path in whole)
 
 

@@ -1,13 +1,13 @@
 """Where numbers come from, and why some are missing: the records and logs below build/<profile>/."""
 
 import json
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from pipeline import mirror
@@ -15,7 +15,6 @@ from pipeline.catalogue import STAGES
 from pipeline.errors import ERROR_LINE
 from pipeline.track import read_record, was_killed
 from reports.scores import Results, anchor
-from reports.verdicts import number
 
 KILLED = ("killed before it could say why, mostly by the kernel or a scheduler for want of memory or time; the same "
           "command goes on, with fewer jobs at once (--cores) or on a larger machine")
@@ -106,16 +105,14 @@ def record(path: Path) -> dict[str, Any]:
     return {}
 
 
-def costs(results: Results, experiment: str) -> dict[str, str]:
-    """Hours and CPU-hours of an experiment's processes, by Snakemake's benchmarks; kWh where a GPU told its power."""
-    home, totals = results.folder / experiment, {"s": 0.0, "cpu_time": 0.0}
-    for path in home.glob("**/*.benchmark.tsv"):
-        row = pd.read_csv(path, sep="\t", na_values="-").iloc[-1]
-        totals = {key: value + float(np.nan_to_num(row[key])) for key, value in totals.items()}
-    names = {"s": "Hours", "cpu_time": "CPU-hours"}
-    found = {names[key]: number(value / 3600) for key, value in totals.items() if value}
-    joules = sum(energy(path) for path in home.glob("**/*.run.jsonl"))
-    return found | ({"GPU, kWh": number(joules / 3.6e6)} if joules else {})
+def costs(results: Results, experiments: Iterable[str]) -> dict[str, str]:
+    """Hours and CPU-hours of these experiments' processes, by Snakemake's benchmarks; kWh of GPUs that told them."""
+    homes = [results.folder / experiment for experiment in experiments]
+    tables = [pd.read_csv(path, sep="\t", na_values="-") for home in homes for path in home.glob("**/*.benchmark.tsv")]
+    last = pd.DataFrame([table.iloc[-1] for table in tables], columns=["s", "cpu_time"])
+    spent = {"Hours": last["s"].sum() / 3600, "CPU-hours": last["cpu_time"].sum() / 3600,
+             "GPU, kWh": sum(energy(path) for home in homes for path in home.glob("**/*.run.jsonl")) / 3.6e6}
+    return {name: f"{value:.2g}" if value < 1 else f"{value:.1f}" for name, value in spent.items() if value}
 
 
 def energy(record: Path) -> float:

@@ -79,12 +79,24 @@ def drawn(results: Results, out: Path, why: Reason) -> dict[str, list[Block]]:
             "training": [figures.training(results, experiment, out, why) for experiment in [*toy, *images]]}
 
 
+def printed_tables(results: Results, why: Reason) -> list[Table]:
+    """Tables 1 and 2 of the paper, beside ours."""
+    return [paper_table(entry, tables.printed_table(results.scores, entry, partial(brief, why)),
+                        f"{SEEDS} Tolerance ±\u00a0{entry['tolerance']}.") for entry in PAPER["values"]]
+
+
+def verdict_counts(results: Results) -> str:
+    """How many claims, and in the full profile printed numbers, have which verdict, in a sentence."""
+    why = partial(why_missing, results, failures(results))
+    printed = printed_tables(results, why) if results.profile == "full" else []
+    return str(in_short([judged_claims(results, why)[0], *printed])[0].text)  # type: ignore[union-attr]
+
+
 def of_the_paper(results: Results, why: Reason, pictures: dict[str, list[Block]], measured: list[Block],
                  ran: list[Block]) -> list[Section]:
     """The sections of the full profile, which is judged."""
     claims, holds = judged_claims(results, why)
-    printed = [paper_table(entry, tables.printed_table(results.scores, entry, partial(brief, why)),
-                           f"{SEEDS} Tolerance ±\u00a0{entry['tolerance']}.") for entry in PAPER["values"]]
+    printed = printed_tables(results, why)
     built = [paper_table(entry, tables.architecture_table(results.folder, entry)) for entry in PAPER["architectures"]]
     holds = [*in_short([claims, *printed]), *holds]
     shown = [*pictures["fits"], *pictures["samples"], *pictures["trajectories"], *printed, *pictures["probe"], *built,
@@ -234,7 +246,7 @@ def scope(results: Results, origins: pd.DataFrame) -> list[Block]:
     for _, name in experiments(results):
         group = origins[origins["Experiment"] == name]
         rows.append({"Data": called(name, results.profile), "Images": sizes(results, name),
-                     "Seeds": listed(group["Seed"]), "Arms": listed(group["Arm"]), **costs(results, name),
+                     "Seeds": listed(group["Seed"]), "Arms": listed(group["Arm"]), **costs(results, [name]),
                      "Device": listed(group["Device"])})
     note = "Hours are of processes, of which several run side by side; of one that went on after a fault, since then."
     ran = (Text(NOT_YET, "missing") if origins.empty else

@@ -24,12 +24,14 @@ BESIDE = {"full": ("figure1.png", "figure2.png"), "small": ("samples-cifar10.png
 
 def publish(profile: str, results: Path) -> None:
     folder = PUBLISHED / profile
+    folder.mkdir(exist_ok=True)
     archive = folder / "results.tar.xz"
     pack(Results(load(ROOT / "params.yaml"), profile, results), archive)
     with TemporaryDirectory() as place:
         build.render(profile, archive, Path(place) / "index.html")
         for name in ("index.html", "scores.csv", *BESIDE.get(profile, ())):
-            shutil.copyfile(Path(place) / name, folder / name)
+            if (made := Path(place) / name).exists():  # a figure is not, where its inputs are missing
+                shutil.copyfile(made, folder / name)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,12 +1,15 @@
-"""README's results, from the published scores: `python -m reports.readme` writes them between their markers.
+"""The results that README.md and docs/findings.md tell, from what is published: `python -m reports.readme` writes them.
 
-A marker is a line `<!-- table: NAME -->` or `<!-- count: NAME -->`, of one of the BLOCKS; its block ends at
-`<!-- end -->`. Nobody edits what stands between.
+A block stands between a line `<!-- table: NAME -->` or `<!-- count: NAME -->` and `<!-- end -->`, NAME one of BLOCKS.
+A number in a sentence is a link to the published page, whose title says what it is: `EXPERIMENT ARM MODEL SCORE`, at
+a number of labels `SCORE/LABELS`; paired by seed, `… minus ARM MODEL` or `… minus ARM MODEL SCORE`. Nobody edits these.
 """
 
+import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +18,19 @@ import pandas as pd
 from pipeline.catalogue import ROOT
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
+from pipeline.params import load
 from pipeline.schema.data import DENSITIES
+from reports.archive import unpacked
 from reports.blocks import markdown_table
-from reports.scores import by_seed
-from reports.verdicts import estimate, number
+from reports.origins import costs, provenance
+from reports.page import verdict_counts
+from reports.scores import Results, by_seed
+from reports.verdicts import Values, estimate, number
 
-README = ROOT / "README.md"
-PUBLISHED = Path(__file__).with_name("published") / "full" / "scores.csv"
+TEXTS = (ROOT / "README.md", ROOT / "docs" / "findings.md")
+PUBLISHED = Path(__file__).with_name("published")
 BLOCK = re.compile(r"(<!-- (?:table|count): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+LINK = re.compile(r'\[[^\]]*\](\(\S*published/(\w+)/index\.html\S* "([^"]+)"\))')
 
 
 class Column(NamedTuple):
@@ -55,6 +63,8 @@ DIGITS_ROWS = {
 
 def table(scores: pd.DataFrame, heading: str, rows: dict[str, tuple[str, str]], columns: list[Column]) -> str:
     """A Markdown table: a row for each arm of an experiment, a dash where it has no such score."""
+    if not any((scores["experiment"] == experiment).any() for experiment, _ in rows.values()):
+        return "Not run with this version yet."
     frame = []
     for words, (experiment, arm) in rows.items():
         cells = {heading: words}
@@ -81,32 +91,102 @@ def fits(scores: pd.DataFrame) -> str:
             f"random start,\nand in {counts[1]} from the trained Glow (the {len(DENSITIES)} densities, all seeds).")
 
 
-BLOCKS: dict[str, Callable[[pd.DataFrame], str]] = {
-    "ring": lambda scores: table(scores, "ring", RING_ROWS, RING), "fits": fits,
-    "digits": lambda scores: table(scores, "digits", DIGITS_ROWS, DIGITS)}
+def runs(every: dict[str, Results]) -> str:
+    """What each published part cost: all 2D densities of a profile together, and each data set of images."""
+    rows = []
+    for profile, results in every.items():
+        settings, origins = results.settings, provenance(results)
+        ran = set(origins["Experiment"])
+        toy = [name for name in settings.names(profile, "toy") if name in ran]
+        parts = {f"{len(toy)} 2D experiments" if len(toy) > 1 else "".join(toy): toy}
+        parts |= {name: [name] for name in settings.names(profile, "images") if name in ran}
+        for words, names in parts.items():
+            if names:
+                here = origins[origins["Experiment"].isin(names)]
+                rows.append({"part": f"{profile}: {words}", "seeds": str(here["Seed"].replace("", pd.NA).nunique()),
+                             "commit": ", ".join(sorted(set(here["Commit"]))), **costs(results, names),
+                             "numbers": f"`reports/published/{profile}`"})
+    return markdown_table(pd.DataFrame(rows).rename(columns={"Hours": "hours of processes"}))
 
 
-def filled(text: str, scores: pd.DataFrame) -> str:
-    """The README with every block made of these scores.
+def speed(_: dict[str, Results]) -> str:
+    """Our Glow's against its peers', of three widths."""
+    rows = []
+    for path in sorted((PUBLISHED / "benchmarks").glob("glow*.json"), reverse=True):
+        found = json.loads(path.read_text())
+        sizes, each = found["sizes"], {(row["use"], row["model"]): row for row in found["results"]}
+        for use, words in {"train": "training step", "log_prob": "log q", "sample": "sampling"}.items():
+            ours = each[use, "ours"]
+            ratios = {f"ours ÷ {peer} {version}": (row := each[use, peer]) and "{:.2f} [{:.2f}, {:.2f}]".format(
+                row["speedup_of_ours"], *row["speedup_interval"]) for peer, version in found["peers"].items()}
+            rows.append({"Glow": f"width {sizes['width']}, K = {sizes['steps']}, batch {found['batch']}", "": words,
+                         "images/s": f"{ours['images_per_second']:.4g} ({ours['utilisation']:.0%})".replace("%", " %"),
+                         **ratios, "processor": found["environment"]["processor"]})
+    return markdown_table(pd.DataFrame(rows))
+
+
+def verdicts(every: dict[str, Results]) -> str:
+    """How many of each verdict the judged profiles have."""
+    return "\n".join(f"- `{name}`: {verdict_counts(results)}" for name, results in every.items() if name != "quick")
+
+
+Block = Callable[[dict[str, Results]], str]
+BLOCKS: dict[str, Block] = {
+    "ring": lambda every: table(every["full"].scores, "ring", RING_ROWS, RING),
+    "fits": lambda every: fits(every["full"].scores),
+    "digits": lambda every: table(every["full"].scores, "digits", DIGITS_ROWS, DIGITS),
+    "runs": runs, "verdicts": verdicts, "speed": speed}
+
+
+def told(results: Results, what: str) -> str:
+    """The number that a link's title names.
 
     Raises:
-        UserError: a block is missing, comes twice, or no function makes it.
+        UserError: the title cannot be read, or no score is published that it names.
     """
-    found = [name for _, name, _ in BLOCK.findall(text)]
+    found = re.fullmatch(r"(\S+) (\S+) (\S+) ([^\s/]+)(?:/(\d+))?(?: minus (\S+) (\S+)(?: (\S+))?)?", what)
+    if not found:
+        raise UserError(f"a link's title is '{what}', and not 'EXPERIMENT ARM MODEL SCORE [minus ARM MODEL [SCORE]]'")
+    experiment, *first, labels, other_arm, other_model, other = found.groups()
+    scores = results.scores[results.scores["labels"] == int(labels)] if labels else results.scores
+    sides = [by_seed(scores, experiment=experiment, arm=arm, model=model, name=name)
+             for arm, model, name in (first, (other_arm, other_model, other or first[-1])) if arm]
+    values: Values = sides[0] - sides[1] if len(sides) > 1 else sides[0]
+    if not len(values):
+        raise UserError(f"a link's title is '{what}', of which the {results.profile} profile has published no score")
+    return estimate(values)
+
+
+def filled(texts: list[str], every: dict[str, Results]) -> list[str]:
+    """The texts with every block and every number made of these results.
+
+    Raises:
+        UserError: a block is missing, comes twice, or no function makes it; or a number is of nothing published.
+    """
+    found = [name for text in texts for _, name, _ in BLOCK.findall(text)]
     if sorted(found) != sorted(BLOCKS):
-        raise UserError(f"README.md has blocks {found}, but reports/readme.py makes {list(BLOCKS)}: each once, between "
-                        "<!-- table: NAME --> and <!-- end -->")
-    return BLOCK.sub(lambda block: f"{block[1]}\n{BLOCKS[block[2]](scores)}\n\n{block[3]}", text)
+        raise UserError(f"{' and '.join(path.name for path in TEXTS)} have blocks {found}, but reports/readme.py makes "
+                        f"{list(BLOCKS)}: each once, between <!-- table: NAME --> and <!-- end -->")
+    texts = [BLOCK.sub(lambda block: f"{block[1]}\n{BLOCKS[block[2]](every)}\n\n{block[3]}", text) for text in texts]
+    return [LINK.sub(lambda link: f"[{told(every[link[2]], link[3])}]{link[1]}", text) for text in texts]
 
 
-def published() -> pd.DataFrame:
-    """The scores of the published page, as reports/page.py writes them beside it."""
-    return pd.read_csv(PUBLISHED, comment="#")
+@contextmanager
+def published() -> Iterator[dict[str, Results]]:
+    """What is published, by profile; of each its archive is unpacked as long as the context lasts."""
+    settings = load(ROOT / "params.yaml")
+    with ExitStack() as stack:
+        places = {name: PUBLISHED / name / "results.tar.xz" for name in settings.profiles}
+        yield {name: Results(settings, name, stack.enter_context(unpacked(place)))
+               for name, place in places.items() if place.exists()}
 
 
 def main() -> int:
     try:
-        write_bytes(README, filled(README.read_text("utf-8"), published()).encode())
+        with published() as every:
+            texts = filled([path.read_text("utf-8") for path in TEXTS], every)
+        for path, text in zip(TEXTS, texts, strict=True):
+            write_bytes(path, text.encode())
     except (UserError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -122,7 +122,11 @@ def test_every_command_of_the_page_on_dvc_runs(project: Path, tmp_path: Path) ->
     blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
     commands = [line.partition("  # ")[0].rstrip() for block in blocks for line in block.splitlines()]
     assert len(page.splitlines()) <= 100 and len(commands) >= 12
+    published = project / "reports/published/quick/index.html"
+    published.parent.mkdir(parents=True, exist_ok=True)
     for command in commands:
+        if command.startswith("dvc status"):
+            published.write_text("a page that was published")  # makes nothing stale
         said = call(project, *shlex.split(command.replace("/tmp/lab-of-the-test", str(tmp_path / "lab"))))
         if command.startswith("dvc status"):
             assert "up to date" in said

@@ -161,6 +161,13 @@ def test_the_lock_names_no_index_and_is_for_a_mac_too() -> None:
     assert of_cuda and all("sys_platform == 'linux'" in row for row in of_cuda)  # a Mac can install the rest
 
 
+def test_a_release_has_one_version() -> None:
+    places = {"pyproject.toml": r'^version = "(\S+)"', "CITATION.cff": r"^version: (\S+)", "CHANGELOG.md": r"^## (\S+)"}
+    said = {name: re.findall(pattern, (ROOT / name).read_text("utf-8"), re.MULTILINE)[0]
+            for name, pattern in places.items()}
+    assert len(set(said.values())) == 1, said
+
+
 LIBRARY_ALONE = """
 import sys, types, torch
 from fce import data, flow, game, models, supply, watch
