@@ -105,7 +105,7 @@ def runs(every: dict[str, Results]) -> str:
                 here = origins[origins["Experiment"].isin(names)]
                 rows.append({"part": f"{profile}: {words}", "seeds": str(here["Seed"].replace("", pd.NA).nunique()),
                              "commit": ", ".join(sorted(set(here["Commit"]))), **costs(results, names),
-                             "numbers": f"`reports/published/{profile}`"})
+                             "numbers": f"`{(PUBLISHED / profile).relative_to(ROOT)}`"})
     return markdown_table(pd.DataFrame(rows).rename(columns={"Hours": "hours of processes"}))
 
 

@@ -65,7 +65,7 @@ def test_every_other_number_stands_in_a_file_that_its_section_names(path) -> Non
     """Numbers with a decimal point, as printed, or as a percentage."""
     text = re.sub(r"```.*?```|<!-- (?:table|count).*?<!-- end -->", "", path.read_text("utf-8"), flags=re.DOTALL)
     for section in text.split("\n## "):
-        bare = re.sub(r"arXiv \S+", "", readme.LINK.sub("", section))
+        bare = re.sub(r"arXiv \S+|Python \S+", "", readme.LINK.sub("", section))
         sources = {ROOT / name for name in SOURCE.findall(bare) if (ROOT / name).exists()}
         known = set().union(*map(numbers_in, sources))
         for number in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)", re.sub(r"`[^`]*`|\]\([^)]*\)", "", bare)):
