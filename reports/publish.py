@@ -1,8 +1,8 @@
 """Publish a profile's results: `python -m reports.publish --profile full --build build`.
 
-Adds them to published/<profile>/results.tar.xz beside this file, from which `fce report --build` makes the page anywhere,
-and writes page, scores and the figures that README shows beside it. What is published already and not made here stays:
-one machine may add what another has not. Then `make readme`.
+Adds them to published/<profile>/results.tar.xz beside this file, from which `fce report --build` makes the page in any
+clone, and writes page, scores and the figures that README shows beside it. What is published already and not made here
+stays: one machine may add what another has not. Then `make readme`.
 """
 
 import argparse
