@@ -17,11 +17,10 @@ import numpy as np
 from pipeline.catalogue import STAGES
 from pipeline.errors import UserError
 from pipeline.files import Arrays, read_arrays, write_bytes
-from reports.pictures import GRID
+from reports.pictures import GRID, POINTS, ROW
 from reports.scores import Results
 
 PARTS = ("train", "validation", "test")
-POINTS, ROW = 2000, 8  # what figures show: of 2D data, and of the samples of each moment of a training
 
 
 def of_data(path: Path, _: bool) -> Arrays:

@@ -21,7 +21,7 @@ from matplotlib.ticker import EngFormatter
 from pipeline.catalogue import ARMS
 from pipeline.files import read_arrays, write_bytes
 from reports.blocks import Figure
-from reports.pictures import GRID, tiled
+from reports.pictures import GRID, POINTS, tiled
 from reports.scores import Reason, Results, by_seed, curves
 from reports.verdicts import Values, number
 from reports.words import NOTES, SAMPLES, called
@@ -113,7 +113,7 @@ def densities(results: Results, experiments: list[str], out: Path, why: Reason) 
     canvas, axes = plt.subplots(len(drawn), 5, figsize=(WIDTH, 1.62 * len(drawn)), squeeze=False, **PICTURES)
     rows = []
     for row, (experiment, (data, *files)) in zip(axes, drawn.items(), strict=True):
-        points = read_arrays(data, ("test",))["test"][:2000]
+        points = read_arrays(data, ("test",))["test"][:POINTS]
         mle, joint = (read_arrays(path, ("axis", "truth", "flow"), ("ebm",)) for path in files)
         axis, highest = mle["axis"], np.exp(mle["truth"].max())
         side, edge = 1.08 * np.abs(points).max(), axis[-1] + 0.5 * (axis[1] - axis[0])

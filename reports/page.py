@@ -89,7 +89,7 @@ def verdict_counts(results: Results) -> str:
     """How many claims, and in the full profile printed numbers, have which verdict, in a sentence."""
     why = partial(why_missing, results, failures(results))
     printed = printed_tables(results, why) if results.profile == "full" else []
-    return str(in_short([judged_claims(results, why)[0], *printed])[0].text)  # type: ignore[union-attr]
+    return in_short([judged_claims(results, why)[0], *printed])[0].text
 
 
 def of_the_paper(results: Results, why: Reason, pictures: dict[str, list[Block]], measured: list[Block],
@@ -143,7 +143,7 @@ def claims_on(where: str, frame: pd.DataFrame) -> list[Block]:
     return blocks
 
 
-def in_short(judged: list[Table]) -> list[Block]:
+def in_short(judged: list[Table]) -> tuple[Text, Table]:
     """How many of each verdict there are in tables of which the first has the claims, and where."""
     claims, *printed = judged
     given = [(verdict.partition(":")[0], where, named(where, verdict)) for verdict, where
@@ -156,9 +156,9 @@ def in_short(judged: list[Table]) -> list[Block]:
                            "Where": [(f"{where} ({n})", anchor) for (_, where, anchor), n in found.items()]}
                           for verdict, found in counts.items() if found])
     said = ", ".join(f"{found.total()} {verdict}" for verdict, found in counts.items() if found)
-    return [Text(f"Of {len(given)} claims{' and printed numbers' * bool(printed)}: {said}."),
+    return (Text(f"Of {len(given)} claims{' and printed numbers' * bool(printed)}: {said}."),
             Table("summary", "What was reproduced, what was not, and what could not be run", frame,
-                  by_chance(claims))]
+                  by_chance(claims)))
 
 
 def brief(why: Reason, *place: str) -> str:

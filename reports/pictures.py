@@ -12,6 +12,8 @@ from pipeline.files import read_arrays
 
 CURVES = {"pretrain": [["train", "validation"]], "joint": [["value"], ["accuracy_data", "accuracy_gen"]]}
 GRID = 8  # the first 8 x 8 samples, not chosen ones
+ROW = 8  # of the samples of each moment of a training
+POINTS = 2000  # of 2D data
 
 
 def of(stage: str, out: Path) -> dict[str, Any]:

@@ -9,11 +9,10 @@ import pandas as pd
 from pipeline.catalogue import ARMS
 from pipeline.files import read_arrays
 from reports.blocks import Figure
-from reports.figures import PALETTE, PICTURES, WIDTH, legend, save, tiled
+from reports.figures import PALETTE, PICTURES, WIDTH, legend, save
+from reports.pictures import ROW, tiled
 from reports.scores import Reason, Results
 from reports.words import NOTES, called
-
-COLUMNS = 8  # samples of each moment that are shown
 
 
 def trajectory(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
@@ -63,15 +62,15 @@ def moments(results: Results, experiment: str, out: Path, why: Reason) -> Figure
     room = {**PICTURES, "gridspec_kw": PICTURES["gridspec_kw"] | {"wspace": 0.25}}  # for the numbers of updates
     canvas, axes = plt.subplots(1, len(shown), figsize=(WIDTH, 7.2 / len(shown) + 0.5), squeeze=False, **room)
     for ax, (arm, content) in zip(axes[0], shown.items(), strict=True):
-        images = content["images"][:, :COLUMNS]
-        picture = tiled(images.reshape(-1, *images.shape[2:]), COLUMNS, int(content["levels"]))
+        images = content["images"][:, :ROW]
+        picture = tiled(images.reshape(-1, *images.shape[2:]), ROW, int(content["levels"]))
         ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
         ax.set_title(ARMS[arm].words)
         places = [(images.shape[2] + 1) * (i + 0.5) for i in range(len(images))]
         ax.set_yticks(places, [str(int(update)) for update in content["updates"]], fontsize=6)
     axes[0][0].set_ylabel("update")
     save(canvas, out, name, None, results.profile)
-    return Figure(name, title, f"Seed {seed}, the first {COLUMNS} samples, averaged weights; none was chosen.")
+    return Figure(name, title, f"Seed {seed}, the first {ROW} samples, averaged weights; none was chosen.")
 
 
 def distortions(results: Results, experiment: str, out: Path, why: Reason) -> Figure:

@@ -13,7 +13,8 @@ from tiny import ROOT
 
 from pipeline.files import read_arrays
 from reports import build, publish
-from reports.archive import POINTS, pack, unpacked
+from reports.archive import pack, unpacked
+from reports.pictures import POINTS
 from reports.scores import Results
 
 PUBLISHED = sorted((ROOT / "reports" / "published").glob("*/results.tar.xz"))
