@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from eval.score import Score, ScoreFile, read_scores
 from pipeline.catalogue import ARMS, CHECKS, MODEL, STAGES
-from pipeline.errors import Ended, UserError
+from pipeline.errors import UserError, errors_in_one_line
 from pipeline.files import digest
 from pipeline.job import Job
 from pipeline.numerics import settle
@@ -33,6 +33,7 @@ NO_MODEL = {name for name, arm in ARMS.items() if not arm.model}
 SHOWN = 10  # of the scores that are not equal
 
 
+@errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     flags = argparse.ArgumentParser(prog="fce verify", description=__doc__,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,13 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                        help="e.g. build/full/ring/seed-0/joint/density.json")
     path = flags.parse_args(argv).file
     open_door()
-    try:
-        published = read(path)
-        with tempfile.TemporaryDirectory() as folder:
-            found = compute(published, given_to(published, path), Path(folder))
-    except (Ended, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    published = read(path)
+    with tempfile.TemporaryDirectory() as folder:
+        found = compute(published, given_to(published, path), Path(folder))
     way, text = compared(published, found)
     sys.stdout.write(text)
     return int(way == WAYS[-1])

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import errors_in_one_line
 from pipeline.mistakes import ParamsError, suggestion
 from pipeline.params import PROFILES, kind_of, parse, read, resolved
 from pipeline.provenance import git
@@ -125,20 +126,17 @@ def changed_in_vain(path: Path) -> list[str]:
     return hidden(read(path), before) if isinstance(before, dict) else []
 
 
+@errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     flags = argparse.ArgumentParser(prog="fce params", description=__doc__,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--explain", metavar="KEY", help="e.g. experiments.digits.joint.ebm_updates")
     key, path = flags.parse_args(argv).explain, Path("params.yaml")
-    try:
-        raw = read(path)
-        known = resolved(raw, str(path))
-        if key:
-            sys.stdout.write(explain(raw, key))
-            return 0
-    except ParamsError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.code
+    raw = read(path)
+    known = resolved(raw, str(path))
+    if key:
+        sys.stdout.write(explain(raw, key))
+        return 0
     for profile, experiments in known.experiments.items():
         sys.stdout.write(f"{profile}: {', '.join(experiments)}\n")
     sys.stdout.writelines(f"warning: {line}\n" for line in changed_in_vain(path))

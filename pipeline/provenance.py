@@ -17,7 +17,7 @@ def environment(device: str = "cuda") -> dict[str, Any]:
     lock = ROOT / "envs" / "requirements.lock"
     gpu = device == "cuda" and torch.cuda.is_available()
     return {"commit": git("rev-parse", "HEAD") or "not a git checkout",
-            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", ":(exclude)dvc.lock")),  # a result
             "lock": sha256(lock)[:16] if lock.exists() else "none",
             "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU",
             "python": platform.python_version(), "torch": str(torch.__version__)}

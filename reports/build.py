@@ -4,7 +4,6 @@ Renders whatever lies below build/<profile>/, or in an archive of that; what is 
 """
 
 import argparse
-import sys
 from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import StrictUndefined, Template
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, errors_in_one_line
 from pipeline.files import write_bytes
 from pipeline.params import PROFILES
 from reports.archive import unpacked
@@ -51,6 +50,7 @@ def render(profile: str, build: Path, page: Path) -> None:
     write_bytes(page, str(html).encode())
 
 
+@errors_in_one_line
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fce report", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -59,12 +59,8 @@ def main(argv: list[str] | None = None) -> int:
                         help="the folder of results, or an archive of it, as published (default: build)")
     parser.add_argument("--out", type=Path, required=True, help="the page; what belongs to it is written beside it")
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.out.is_dir():
-            raise UserError(f"--out: {arguments.out} is a folder, but the page is a file; add index.html")
-        render(arguments.profile, arguments.build, arguments.out)
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    if arguments.out.is_dir():
+        raise UserError(f"--out: {arguments.out} is a folder, but the page is a file; add index.html")
+    render(arguments.profile, arguments.build, arguments.out)
     print(arguments.out)
     return 0

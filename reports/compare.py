@@ -6,7 +6,6 @@ is the name under which MLflow, and of a headline DVC too, has the number.
 
 import argparse
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.catalogue import ARMS, ROOT, STAGES, metric, score
-from pipeline.errors import UserError
+from pipeline.errors import UserError, errors_in_one_line
 from pipeline.mistakes import suggestion
 from pipeline.params import PROFILES, Params, load
 from reports.scores import CAUTION, GAME, Results, column, saturated
@@ -25,6 +24,7 @@ OF_GROUP = ("samples", "features")  # whose scores are of what the model made, n
 ALONE_NOTE = f"one seed: no interval over seeds; {ALONE} marks one over its test images or samples alone"
 
 
+@errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     flags = argparse.ArgumentParser(prog="fce compare", description=__doc__,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,13 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--profile", default="full", choices=PROFILES, help="which results (default: full)")
     flags.add_argument("--build", type=Path, default=Path("build"), help="the folder of results (default: build)")
     given = flags.parse_args(argv)
-    try:
-        settings = load(ROOT / "params.yaml")
-        check(settings, given.profile, given.on, given.arms)
-        print(compared(Results(settings, given.profile, given.build), given.on, *given.arms))
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    settings = load(ROOT / "params.yaml")
+    check(settings, given.profile, given.on, given.arms)
+    print(compared(Results(settings, given.profile, given.build), given.on, *given.arms))
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipeline.catalogue import ROOT
-from pipeline.errors import UserError
+from pipeline.errors import UserError, errors_in_one_line
 from pipeline.params import PROFILES, load
 from reports import build
 from reports.archive import pack
@@ -34,19 +34,16 @@ def publish(profile: str, results: Path) -> None:
                 shutil.copyfile(made, folder / name)
 
 
+@errors_in_one_line
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m reports.publish", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", required=True, choices=PROFILES, help="whose results")
     parser.add_argument("--build", type=Path, default=Path("build"), help="the folder of results (default: build)")
     arguments = parser.parse_args(argv)
-    try:
-        if not (arguments.build / arguments.profile).is_dir():
-            raise UserError(f"--build: {arguments.build} has no results of the {arguments.profile} profile")
-        publish(arguments.profile, arguments.build)
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    if not (arguments.build / arguments.profile).is_dir():
+        raise UserError(f"--build: {arguments.build} has no results of the {arguments.profile} profile")
+    publish(arguments.profile, arguments.build)
     return 0
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from pipeline.catalogue import ROOT
-from pipeline.errors import UserError
+from pipeline.errors import UserError, errors_in_one_line
 from pipeline.files import write_bytes
 from pipeline.params import load
 from pipeline.schema.data import DENSITIES
@@ -181,15 +181,12 @@ def published() -> Iterator[dict[str, Results]]:
                for name, place in places.items() if place.exists()}
 
 
+@errors_in_one_line
 def main() -> int:
-    try:
-        with published() as every:
-            texts = filled([path.read_text("utf-8") for path in TEXTS], every)
-        for path, text in zip(TEXTS, texts, strict=True):
-            write_bytes(path, text.encode())
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    with published() as every:
+        texts = filled([path.read_text("utf-8") for path in TEXTS], every)
+    for path, text in zip(TEXTS, texts, strict=True):
+        write_bytes(path, text.encode())
     return 0
 
 

@@ -169,6 +169,17 @@ def test_a_checkout_of_another_owner_has_its_commit(tmp_path, monkeypatch) -> No
     assert len(provenance.git("rev-parse", "HEAD")) == 40
 
 
+def test_a_changed_file_is_a_change_but_what_dvc_locks_is_not(tmp_path, monkeypatch) -> None:
+    for name in ("dvc.lock", "params.yaml"):
+        (tmp_path / name).write_text("before")
+    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -q -m one"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    for name, dirty in (("dvc.lock", False), ("params.yaml", True)):
+        (tmp_path / name).write_text("after")
+        assert provenance.environment.__wrapped__()["dirty"] is dirty
+
+
 def test_gpus_are_shared_where_nothing_can_be_locked(tmp_path, monkeypatch, caplog) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
     assert devices.take(range(3)) in (0, 1, 2) and "can't be locked" in caplog.text
@@ -210,7 +221,8 @@ def test_an_interrupted_run_ends_at_once_and_goes_on(project: Path) -> None:
     for path in home.glob("seed-*/pretrain.pt"):
         path.unlink()
     words = ["snakemake", "--cores", "1", str((home / "seed-0/pretrain.pt").relative_to(project))]
-    how = {"cwd": project, "env": environment(FCE_SAVE_EVERY="0.1"), "text": True, "start_new_session": True}
+    how = {"cwd": project, "env": environment(FCE_SAVE_EVERY="0.1"), "text": True, "start_new_session": True,
+           "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's background job ignores it
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how) as run:
         while run.poll() is None and not list(home.glob("seed-0/.resume/*/training*/*.pt")):
             time.sleep(0.01)
