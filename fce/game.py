@@ -7,6 +7,7 @@ tensors have a leading dimension S, the runs; a single run is a stack of one.
 
 import logging
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fce")
 CALIBRATION = 20  # minibatches of each class for the start's constant c
-COUNTS = ("ebm_updates", "flow_updates", "ebm_clipped", "flow_clipped", "last", "sums", "in_row", "longest")
+COUNTS = ("warm_updates", "ebm_updates", "flow_updates", "ebm_clipped", "flow_clipped", "last", "sums", "in_row",
+          "longest")
 SATURATED = 0.9  # share of the log-ratios beyond 20 nats, from which on an update of the EBM counts as saturated
 MEANS = ("value", "accuracy_data", "accuracy_gen", "saturated")  # of what a curve has the mean over all EBM updates
 
@@ -55,7 +57,7 @@ class Game:
         self.ebm_lrs = [settings.ebm_lr, settings.c_lr]
         self.ebm_optimizer = make_optimizer("adamw", groups, 1.0)
         self.flow_optimizer = make_optimizer("adamax", noise.learned.values(), 1.0) if self.learns else None
-        self.ebm_updates = self.flow_updates = 0
+        self.warm_updates = self.ebm_updates = self.flow_updates = 0
         self.ebm_clipped = torch.zeros(self.runs, dtype=torch.long, device=self.device)
         self.flow_clipped = self.ebm_clipped.clone()
         self.last: dict[str, list[float]] = {}
@@ -63,10 +65,13 @@ class Game:
         self.in_row, self.longest = [0] * self.runs, [0] * self.runs  # saturated updates, now and at most
         self.chance = chance(self.noise_ratio)
 
-    def start(self) -> Tensor:
-        """Give f a start onto log q by regression where asked, then c by root-finding; median |log p - log q| [S]."""
+    def start(self, tick: Callable[[], None] = lambda: None) -> Tensor:
+        """Give f a start onto log q by regression where asked, then c by root-finding; median |log p - log q| [S].
+
+        `tick` is called after each update of the regression, which goes on from the game's state.
+        """
         if self.settings.warm_start:
-            self.regress(self.settings.warm_start)
+            self.regress(self.settings.warm_start, tick)
         w_data, w_gen = self.ratios()
         shift = self.best_c(w_data, w_gen)
         with torch.no_grad():
@@ -91,21 +96,25 @@ class Game:
                 shift = self.best_c(*self.ratios())
             energy.state["c"].add_(self.scalar(shift))
 
-    def regress(self, total: int) -> None:
+    def regress(self, total: int, tick: Callable[[], None]) -> None:
         """Bring f - c onto log q by `total` updates of least squares."""
-        _, log_q, _, log_q_gen = self.supply.draw()
-        (mean,) = parallel.average([-torch.cat([log_q, log_q_gen], 1).mean(1)])
-        with torch.no_grad():
-            self.energy.learned["c"].copy_(self.scalar(mean))
-        for step in range(total):
+        if not self.warm_updates:
+            _, log_q, _, log_q_gen = self.supply.draw()
+            (mean,) = parallel.average([-torch.cat([log_q, log_q_gen], 1).mean(1)])
+            with torch.no_grad():
+                self.energy.learned["c"].copy_(self.scalar(mean))
+        for step in range(self.warm_updates, total):
             x, log_q, x_gen, log_q_gen = self.supply.draw()
             residual = self.energy.log_prob(torch.cat([x, x_gen], 1)) - torch.cat([log_q, log_q_gen], 1)
             set_lr(self.ebm_optimizer, [self.settings.warm_lr, self.settings.c_lr],
                    lr_factor("cosine", 0, step, step / total))
             self.energy.backward(residual.square().mean(1))
             self.step_ebm()
-        rms = residual.detach().square().mean(1).sqrt().tolist()
-        log.info("warm start: f - c follows log q to %s nats rms after %d steps", words(rms), total)
+            self.warm_updates += 1
+            if self.warm_updates == total:
+                rms = residual.detach().square().mean(1).sqrt().tolist()
+                log.info("warm start: f - c follows log q to %s nats rms after %d steps", words(rms), total)
+            tick()
         self.ebm_clipped.zero_()
         self.ebm_optimizer.state.clear()
 

@@ -18,6 +18,7 @@ import torch
 import torch._inductor.cudagraph_trees  # what trains imports it, which takes seconds: before the forks, not in each
 from tiny import flags, run_stage, write_slices
 
+from fce.game import Game
 from pipeline.catalogue import HOME, STAGES
 from pipeline.checkpoint import load
 
@@ -183,6 +184,23 @@ def test_a_run_that_is_asked_to_stop_keeps_its_state(done: Path, again: Path) ->
     assert run.log().splitlines()[-1].startswith("error: stopped by SIGTERM; its state is kept")
     assert run.finish() == 0
     assert "going on from the state" in run.log()
+    assert same(outcome(run), outcome(Run(done, "digits/joint")))
+
+
+def test_a_warm_start_that_is_asked_to_stop_goes_on(done: Path, again: Path, monkeypatch) -> None:
+    run, updates, step = Run(again, "digits/joint"), [], Game.step_ebm
+
+    def interrupted(game: Game) -> None:
+        step(game)
+        if game.warm_updates < game.settings.warm_start:
+            updates.append(game.warm_updates)
+            if len(updates) == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Game, "step_ebm", interrupted)
+    assert run_stage(run.stage, *run.argv) == 128 + signal.SIGTERM and len(updates) == 2
+    assert run_stage(run.stage, *run.argv) == 0
+    assert updates == [0, 1, 2, 3, *range(4)]  # the second seed's too
     assert same(outcome(run), outcome(Run(done, "digits/joint")))
 
 

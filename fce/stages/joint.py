@@ -107,8 +107,15 @@ def train(jobs: list[Job]) -> None:
     moments = Moments(first, settings.trajectory, settings.ebm_updates)
     keeper = first.keeper(name, averages=averages, game=game, watch=watch, course=course, moments=moments)
     with net_precision(game.precision):
-        if not keeper.load():
-            watch.begin(game.start())
+        keeper.load()
+        if not game.ebm_updates + game.flow_updates:
+            warming = Progress(settings.warm_start, settings.batch * len(jobs), game.warm_updates)
+
+            def tick() -> None:
+                warming(game.warm_updates)
+                keeper.tick()
+
+            watch.begin(game.start(tick))
     turn, kept = course.switch.turn, contents(jobs, game, *averages)
     progress = Progress(settings.ebm_updates, settings.batch * len(jobs), game.ebm_updates)
 
