@@ -57,8 +57,9 @@ DIGITS = [Column("bits/dim of Glow", "bits_per_dim", "flow"), Column("FD of its 
 DIGITS_ROWS = {
     "Glow by maximum likelihood": ("digits", "mle"),
     "the same, trained on for the joint run's updates": ("digits", "mle-continued"),
-    "FCE, plain EBM, 1:1 updates (not the paper's rule)": ("digits", "joint"),
-    "FCE, residual EBM (ours)": ("digits", "residual"), "DCGAN": ("digits", "dcgan")}
+    "FCE": ("digits", "joint"), "FCE by 1:1 updates (not the paper's rule)": ("digits", "one-to-one"),
+    "FCE, tilted EBM (ours)": ("digits", "tilted"), "FCE, residual EBM (ours)": ("digits", "residual"),
+    "DCGAN": ("digits", "dcgan")}
 
 
 def table(scores: pd.DataFrame, heading: str, rows: dict[str, tuple[str, str]], columns: list[Column]) -> str:
