@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.catalogue import STAGES
 from pipeline.errors import UserError
 from pipeline.files import Arrays, read_arrays, write_bytes
-from reports.pictures import GRID, POINTS, ROW
+from reports.pictures import GRID, POINTS, ROW, SHOWN
 from reports.scores import Results
 
 PARTS = ("train", "validation", "test")
@@ -46,7 +46,6 @@ def of_trajectory(path: Path, shown: bool) -> Arrays:
 
 CUTS: dict[str, Callable[[Path, bool], Arrays]] = {"data": of_data, "density": of_density, "samples": of_samples,
                                                    "trajectory": of_trajectory}
-SHOWN = ("mle", "joint", "joint-from-random", "tilted")  # the arms whose arrays the figures show
 
 
 def entries(results: Results) -> Iterator[tuple[Path, bytes]]:

@@ -14,6 +14,7 @@ CURVES = {"pretrain": [["train", "validation"]], "joint": [["value"], ["accuracy
 GRID = 8  # the first 8 x 8 samples, not chosen ones
 ROW = 8  # of the samples of each moment of a training
 POINTS = 2000  # of 2D data
+SHOWN = ("mle", "joint", "joint-from-random", "tilted")  # the arms whose grids and images the report shows
 
 
 def of(stage: str, out: Path) -> dict[str, Any]:

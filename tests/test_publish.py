@@ -83,6 +83,23 @@ def test_what_is_published_stays_while_params_yaml_names_it(made, tmp_path):
         assert not [name for name in tar.getnames() if "long-gone" in name]
 
 
+def test_an_archive_of_more_arms_than_the_figures_show_has_its_page(tmp_path) -> None:
+    root = tmp_path / "build"
+    images = np.ones((3, 32, 8, 8, 1), np.uint8)
+    curve = {"updates": [0, 1, 2], "bits_per_dim": [3.0, 2.0, 1.0], "distance": [9.0, 8.0, 7.0], "samples": 32}
+    for arm in ("mle", "joint", "residual"):
+        put(root, "full", "digits", arm, "trajectory", {0: 1.0, 1: 1.0}, name="bits_per_dim_change", model="flow")
+        for seed in (0, 1):
+            np.savez(root / f"full/digits/seed-{seed}" / arm / "trajectory.npz", images=images, levels=17, **curve)
+    pack(Results(SETTINGS, "full", root), tmp_path / "results.tar.xz")
+    pages = [tmp_path / name / "index.html" for name in ("whole", "packed")]
+    for page, results in zip(pages, (root, tmp_path / "results.tar.xz"), strict=True):
+        build.render("full", results, page)
+    assert "moments-digits" in pages[0].with_name("report.md").read_text()
+    one, other = [page.with_name("moments-digits.svg").read_bytes() for page in pages]
+    assert one == other
+
+
 def test_what_runs_still_is_not_archived(made, tmp_path):
     record = made / "quick" / "ring" / "seed-0" / "mle" / "density.run.jsonl"
     record.write_text('{"kind": "run", "time": 0}\n')
