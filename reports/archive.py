@@ -1,7 +1,7 @@
 """What the report reads of a profile's results, in one small file that git can hold.
 
-Of arrays it has what the figures show: 64 images and densities to a thousandth, of the first seed; of records, where a
-number comes from.
+Of arrays it has what the figures show, 64 images and densities to a thousandth, of one seed; of records, where a number
+comes from.
 """
 
 import io
@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.catalogue import STAGES
 from pipeline.errors import UserError
 from pipeline.files import Arrays, read_arrays, write_bytes
-from reports.pictures import GRID, POINTS, ROW, SHOWN
+from reports.pictures import GRID, POINTS, ROW
 from reports.scores import Results
 
 PARTS = ("train", "validation", "test")
@@ -51,17 +51,16 @@ CUTS: dict[str, Callable[[Path, bool], Arrays]] = {"data": of_data, "density": o
 def entries(results: Results) -> Iterator[tuple[Path, bytes]]:
     """(place below the build folder, content) of each file of these results that the report reads."""
     whole = [*results.folder.glob("*/params/joint/*.json"), *results.folder.glob("**/*.benchmark.tsv")]
-    runs = [(path.with_suffix(""), *run) for experiment in results.settings.experiments[results.profile]
-            for stage in STAGES for run, path in results.outputs(stage, experiment).items()]
-    first = min((seed for _, seed, _ in runs if seed is not None), default=0)
-    for stem, seed, arm in runs:
+    places = [(stage, experiment) for experiment in results.settings.experiments[results.profile] for stage in STAGES]
+    shown = {path for place in places for path in results.pictured(*place)[1].values()}
+    for stem in (path.with_suffix("") for place in places for path in results.outputs(*place).values()):
         whole += [path for ending in (".json", ".csv") if (path := stem.with_suffix(ending)).exists()]
         if lines := ended(stem.with_suffix(".run.jsonl")):
             yield stem.with_suffix(".run.jsonl").relative_to(results.build), lines
         if (path := stem.with_suffix(".npz")).exists():
             if stem.name not in CUTS:  # a score's values per image
                 whole.append(path)
-            elif arrays := CUTS[stem.name](path, seed == first and arm in SHOWN):
+            elif arrays := CUTS[stem.name](path, path in shown):
                 yield path.relative_to(results.build), npz(arrays)
     yield from ((path.relative_to(results.build), path.read_bytes()) for path in whole)
 
@@ -87,11 +86,12 @@ def pack(results: Results, archive: Path) -> None:
 
     The same results give the same bytes.
     """
-    content: dict[Path, bytes] = {}
+    content = dict(entries(results))
     if archive.exists():
-        with unpacked(archive) as folder:
-            content |= entries(Results(results.settings, results.profile, folder))
-    content |= entries(results)
+        with unpacked(archive) as folder:  # of both together one seed's arrays are shown
+            for path, each in content.items():
+                write_bytes(folder / path, each)
+            content = dict(entries(Results(results.settings, results.profile, folder)))
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:xz", preset=9) as tar:
         for path, each in sorted(content.items()):

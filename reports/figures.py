@@ -93,28 +93,22 @@ def lines(ax: Axes, data: pd.DataFrame, x: str, y: str, **style: Any) -> None:
     ax.set(xlabel=AXES[x], ylabel="")
 
 
-def first_files(results: Results, experiment: str, stage: str, *arms: str) -> tuple[int | None, list[Path]]:
-    """The first seed that has files of all these arms; the data's file, and theirs."""
-    data, found = (results.found(each, experiment, ".npz") for each in ("data", stage))
-    for seed, _ in found if data else ():
-        if all((seed, arm) in found for arm in arms):
-            return seed, [data[None, ""], *(found[seed, arm] for arm in arms)]
-    return None, []
-
-
 def densities(results: Results, experiments: list[str], out: Path, why: Reason) -> Figure:
     """Figure 1: points, the true density, Glow (MLE), Glow and EBM trained jointly from a random start."""
     name, title, ours = "figure1", "Figure 1. Densities learned from 2D data", "joint-from-random"
-    found = {each: first_files(results, each, "density", "mle", ours) for each in experiments}
-    drawn = {experiment: files for experiment, (_, files) in found.items() if files}
+    found = {each: results.pictured("density", each) for each in experiments}
+    drawn = {each: results.found("data", each, ".npz").get((None, "")) for each, (_, files) in found.items()
+             if {"mle", ours} <= files.keys()}
+    drawn = {each: data for each, data in drawn.items() if data}
     left_out = "; ".join(f"{each} {why(each, ours, 'density')}" for each in found if each not in drawn)
     if not drawn:
         return Figure(name, title, "", left_out)
     canvas, axes = plt.subplots(len(drawn), 5, figsize=(WIDTH, 1.62 * len(drawn)), squeeze=False, **PICTURES)
     rows = []
-    for row, (experiment, (data, *files)) in zip(axes, drawn.items(), strict=True):
+    for row, (experiment, data) in zip(axes, drawn.items(), strict=True):
         points = read_arrays(data, ("test",))["test"][:POINTS]
-        mle, joint = (read_arrays(path, ("axis", "truth", "flow"), ("ebm",)) for path in files)
+        seed, files = found[experiment]
+        mle, joint = (read_arrays(files[arm], ("axis", "truth", "flow"), ("ebm",)) for arm in ("mle", ours))
         axis, highest = mle["axis"], np.exp(mle["truth"].max())
         side, edge = 1.08 * np.abs(points).max(), axis[-1] + 0.5 * (axis[1] - axis[0])
         row[0].scatter(*points.T, s=0.5, color="0.25", linewidths=0, rasterized=True)
@@ -123,7 +117,7 @@ def densities(results: Results, experiments: list[str], out: Path, why: Reason) 
             density = np.exp((mle if arm == "mle" else joint)[array]).T
             ax.imshow(density, origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis", vmin=0, vmax=highest)
             scores = by_seed(results.scores, experiment=experiment, arm=arm, name="log_likelihood", model=model)
-            value = scores.means.get(seed := found[experiment][0], math.nan)
+            value = scores.means.get(seed, math.nan)
             rows.append({"experiment": experiment, "panel": panel, "seed": seed, "log_likelihood": value})
             ax.set_xlabel(f"{value:.3f}")
         plt.setp(row, xlim=(-side, side), ylim=(-side, side))
@@ -163,15 +157,14 @@ def errors(results: Results, experiments: list[str], out: Path, why: Reason) -> 
 def samples(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
     """Figures 3, 5 and 6: images of the test part, of Glow (MLE) and of Glow (ours): the plain and the tilted game."""
     name, title = f"samples-{experiment}", f"{SAMPLES.get(experiment, '')}Samples, {called(experiment)}"
-    for arms in (("joint", "tilted"), ("joint",), ("tilted",)):
-        seed, files = first_files(results, experiment, "sample", "mle", *arms)
-        if files:
-            break
-    else:
+    seed, files = results.pictured("sample", experiment)
+    data = results.found("data", experiment, ".npz").get((None, ""))
+    if not data or len(files) < 2 or "mle" not in files:
         return Figure(name, title, "", why(experiment, "joint", "sample"))
-    data, (mle, *ours) = files[0], [read_arrays(path, ("images", "levels")) for path in files[1:]]
+    ours = {arm: read_arrays(path, ("images", "levels")) for arm, path in files.items()}
+    mle = ours.pop("mle")
     panels = {"Data": read_arrays(data, ("test_images",))["test_images"], "Glow (MLE)": mle["images"],
-              **{f"Glow ({ARMS[arm].words})": each["images"] for arm, each in zip(arms, ours, strict=True)}}
+              **{f"Glow ({ARMS[arm].words})": each["images"] for arm, each in ours.items()}}
     canvas, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 7.5 / len(panels)), **PICTURES)
     for ax, (panel, images) in zip(axes, panels.items(), strict=True):
         ax.imshow(tiled(images[:GRID**2], GRID, int(mle["levels"])), cmap="gray", vmin=0, vmax=1)

@@ -18,6 +18,7 @@ from eval.score import read_per_image, read_scores
 from pipeline.catalogue import ARMS, HEADLINES, SCORES, STAGES, metric, score
 from pipeline.errors import UserError
 from pipeline.params import Params, Run
+from reports.pictures import SHOWN
 from reports.verdicts import ALONE, Values, estimate, number
 from reports.words import MODELS
 
@@ -55,6 +56,16 @@ class Results:
         """{(seed, arm): file} of the runs of a stage that have written a file with this ending."""
         return {run: path.with_suffix(ending) for run, path in self.outputs(stage, experiment).items()
                 if path.with_suffix(ending).exists()}
+
+    def pictured(self, stage: str, experiment: str) -> tuple[int | None, dict[str, Path]]:
+        """The seed whose arrays the figures show, and {arm: file of arrays}: that with most arms of SHOWN.
+
+        Of seeds with as many it is the first; without such a file it is None.
+        """
+        found = self.found(stage, experiment, ".npz")
+        seeds = {seed: {arm: found[seed, arm] for arm in SHOWN if (seed, arm) in found}
+                 for seed in sorted(seed for seed, arm in found if seed is not None and arm in SHOWN)}
+        return max(seeds.items(), key=lambda seed: len(seed[1]), default=(None, {}))
 
     @cached_property
     def named(self) -> set[Path]:

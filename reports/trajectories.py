@@ -10,7 +10,7 @@ from pipeline.catalogue import ARMS
 from pipeline.files import read_arrays
 from reports.blocks import Figure
 from reports.figures import PALETTE, PICTURES, WIDTH, legend, save
-from reports.pictures import ROW, SHOWN, tiled
+from reports.pictures import ROW, tiled
 from reports.scores import Reason, Results
 from reports.words import NOTES, called
 
@@ -53,12 +53,11 @@ def trajectory(results: Results, experiment: str, out: Path, why: Reason) -> Fig
 def moments(results: Results, experiment: str, out: Path, why: Reason) -> Figure:
     """The same noise decoded at each moment of training, a row for each moment."""
     name, title = f"moments-{experiment}", f"The same noise, while Glow trains, {called(experiment)}"
-    found = results.found("trajectory", experiment, ".npz")
-    seed = min((seed for seed, arm in found if seed is not None and arm in SHOWN), default=None)
-    if seed is None:
+    seed, files = results.pictured("trajectory", experiment)
+    shown = {arm: read_arrays(path, ("updates", "images", "levels")) for arm, path in files.items()}
+    shown = {arm: content for arm, content in shown.items() if content["images"].size}  # an archive has some without
+    if not shown:
         return Figure(name, title, "", why(experiment, "joint", "trajectory"))
-    paths = {arm: found[seed, arm] for arm in SHOWN if (seed, arm) in found}
-    shown = {arm: read_arrays(path, ("updates", "images", "levels")) for arm, path in paths.items()}
     room = {**PICTURES, "gridspec_kw": PICTURES["gridspec_kw"] | {"wspace": 0.25}}  # for the numbers of updates
     canvas, axes = plt.subplots(1, len(shown), figsize=(WIDTH, 7.2 / len(shown) + 0.5), squeeze=False, **room)
     for ax, (arm, content) in zip(axes[0], shown.items(), strict=True):

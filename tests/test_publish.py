@@ -83,19 +83,24 @@ def test_what_is_published_stays_while_params_yaml_names_it(made, tmp_path):
         assert not [name for name in tar.getnames() if "long-gone" in name]
 
 
-def test_an_archive_of_more_arms_than_the_figures_show_has_its_page(tmp_path) -> None:
-    root = tmp_path / "build"
-    images = np.ones((3, 32, 8, 8, 1), np.uint8)
+@pytest.mark.parametrize(("of_first", "shown"), [(("mle", "joint", "residual"), 0), (("mle",), 1), (("residual",), 1)])
+def test_an_archive_keeps_the_arrays_that_the_figures_show(of_first, shown, tmp_path) -> None:
+    arms = {0: of_first, 1: ("mle", "joint", "residual")}
     curve = {"updates": [0, 1, 2], "bits_per_dim": [3.0, 2.0, 1.0], "distance": [9.0, 8.0, 7.0], "samples": 32}
-    for arm in ("mle", "joint", "residual"):
-        put(root, "full", "digits", arm, "trajectory", {0: 1.0, 1: 1.0}, name="bits_per_dim_change", model="flow")
-        for seed in (0, 1):
-            np.savez(root / f"full/digits/seed-{seed}" / arm / "trajectory.npz", images=images, levels=17, **curve)
-    pack(Results(SETTINGS, "full", root), tmp_path / "results.tar.xz")
-    pages = [tmp_path / name / "index.html" for name in ("whole", "packed")]
-    for page, results in zip(pages, (root, tmp_path / "results.tar.xz"), strict=True):
+    runs = [(seed, arm, tmp_path / where) for seed in arms for arm in arms[seed] for where in ("build", f"part-{seed}")]
+    for seed, arm, root in runs:
+        put(root, "full", "digits", arm, "trajectory", {seed: 1.0}, name="bits_per_dim_change", model="flow")
+        images = np.full((3, 32, 8, 8, 1), 8 * seed + 1, np.uint8)
+        np.savez(root / f"full/digits/seed-{seed}" / arm / "trajectory.npz", images=images, levels=17, **curve)
+    packed, by_part = tmp_path / "results.tar.xz", tmp_path / "by_part.tar.xz"
+    pack(Results(SETTINGS, "full", tmp_path / "build"), packed)
+    for seed in (1, 0):
+        pack(Results(SETTINGS, "full", tmp_path / f"part-{seed}"), by_part)
+    assert by_part.read_bytes() == packed.read_bytes()
+    pages = [tmp_path / name / "index.html" for name in ("of-build", "of-archive")]
+    for page, results in zip(pages, (tmp_path / "build", packed), strict=True):
         build.render("full", results, page)
-    assert "moments-digits" in pages[0].with_name("report.md").read_text()
+    assert f"Seed {shown}, the first 8 samples" in pages[0].with_name("report.md").read_text()
     one, other = [page.with_name("moments-digits.svg").read_bytes() for page in pages]
     assert one == other
 
