@@ -73,8 +73,8 @@ def compared(results: Results, experiment: str, first: str, second: str) -> str:
                      verdict(difference, score(known.column or row["name"]).better, first, second), row["known as"]])
     lines = aligned([["score", first, second, "difference", "better", "MLflow and DVC"], *rows])
     heading = f"{experiment}, profile {results.profile}: {ARMS[first].words} against {ARMS[second].words}"
-    caution, marked = score("longest_saturated").caution, saturated(scores, experiment)
-    notes = [f"{arm} {CAUTION}: {caution.words}" for arm in (first, second) if caution and arm in marked]
+    caution, marked = score("longest_saturated").caution, saturated(scores)
+    notes = [f"{arm} {CAUTION}: {caution.words}" for arm in (first, second) if caution and (experiment, arm) in marked]
     return "\n".join([heading, "", *lines, "", *([ALONE_NOTE] if alone else []), *notes]).rstrip()
 
 

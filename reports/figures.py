@@ -17,6 +17,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter
+from matplotlib.transforms import Bbox
 
 from pipeline.catalogue import ARMS
 from pipeline.files import read_arrays, write_bytes
@@ -28,6 +29,7 @@ from reports.words import NOTES, SAMPLES, called
 
 DENSEST = 60
 WIDTH = 7.0  # inches, the report's text column
+EDGE = 0.04  # inches around what is drawn
 PICTURES: dict[str, Any] = {  # how panels that are pictures stand
     "subplot_kw": {"xticks": [], "yticks": [], "aspect": "equal"},
     "gridspec_kw": {"wspace": 0.06, "hspace": 0.2, "left": 0.03, "right": 0.99, "bottom": 0.06, "top": 0.93}}
@@ -36,7 +38,7 @@ DENSITIES = {  # the panels of Figure 1 beside the points: arm, array of its fil
     "Glow (ours)": ("joint-from-random", "flow", "flow"), "EBM (ours)": ("joint-from-random", "ebm", "ebm")}
 AXES = {"step": "step", "ebm_updates": "EBM updates", "seconds": "CPU seconds of a run", "labels": "labelled examples"}
 PALETTE = sns.color_palette("colorblind")
-STYLE: dict[str, Any] = {"figure.dpi": 200, "savefig.dpi": 200, "savefig.bbox": "tight", "savefig.pad_inches": 0.04,
+STYLE: dict[str, Any] = {"figure.dpi": 200, "savefig.dpi": 200,
          "svg.hashsalt": "fce", "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9,
          "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
          "legend.frameon": False, "lines.linewidth": 1.4}
@@ -52,23 +54,24 @@ def save(canvas: Canvas, out: Path, name: str, data: pd.DataFrame | None, profil
     if profile != "full":
         canvas.text(0.5, 0.5, f"{profile} profile", rotation=25, fontsize=44, color="0.7",
                     alpha=0.45, ha="center", va="center", zorder=100)
+    edge = canvas.get_tightbbox().padded(EDGE)
     for kind in ("svg", "png"):
         buffer = io.BytesIO()
-        canvas.savefig(buffer, format=kind, metadata={"Date": None})
+        canvas.savefig(buffer, format=kind, bbox_inches=edge, metadata={"Date": None})
         write_bytes(out / f"{name}.{kind}", buffer.getvalue())
-    if points := drawn_points(canvas):
+    if points := drawn_points(canvas, edge):
         write_bytes(out / f"{name}.points.json", json.dumps(points, separators=(",", ":")).encode())
     plt.close(canvas)
     if data is not None:
         write_bytes(out / f"{name}.csv", data.to_csv(index=False).encode())
 
 
-def drawn_points(canvas: Canvas) -> list[tuple[float, float, str]]:
+def drawn_points(canvas: Canvas, edge: Bbox) -> list[tuple[float, float, str]]:
     """(x, y, words) of points of named lines, some DENSEST a line at most.
 
-    x and y are shares of the picture, from its top left corner.
+    x and y are shares of the picture, whose edges [inches] these are, from its top left corner.
     """
-    edge, found = canvas.get_tightbbox().padded(STYLE["savefig.pad_inches"]), []
+    found = []
     for ax in canvas.axes:
         inside = ax.get_window_extent()
         for line in [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]:
@@ -82,12 +85,14 @@ def drawn_points(canvas: Canvas) -> list[tuple[float, float, str]]:
     return found
 
 
-def lines(ax: Axes, data: pd.DataFrame, x: str, y: str, **style: Any) -> None:
+def lines(ax: Axes, data: pd.DataFrame, x: str, y: str, band: bool = True, **style: Any) -> None:
     """Mean over seeds against x, a line for each arm, with a band from the lowest to the highest seed."""
     for arm, known in [(arm, known) for arm, known in ARMS.items() if arm in set(data["arm"])]:
-        look = {"linestyle": (0, known.dash) if known.dash else "-", "errorbar": ("pi", 100), **style}
-        sns.lineplot(data[data["arm"] == arm], x=x, y=y, ax=ax, color=PALETTE[known.colour], legend=False,
-                     label=known.legend or known.words, **look)
+        runs = data[data["arm"] == arm].dropna(subset=[x, y]).groupby(x)[y].agg(["mean", "min", "max"])
+        look = {"linestyle": (0, known.dash) if known.dash else "-", "label": known.legend or known.words, **style}
+        ax.plot(runs.index, runs["mean"], color=PALETTE[known.colour], **look)
+        if band:
+            ax.fill_between(runs.index, runs["min"], runs["max"], color=PALETTE[known.colour], alpha=0.2, linewidth=0)
     if data[x].max() >= 10_000:
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.set(xlabel=AXES[x], ylabel="")
@@ -97,9 +102,8 @@ def densities(results: Results, experiments: list[str], out: Path, why: Reason) 
     """Figure 1: points, the true density, Glow (MLE), Glow and EBM trained jointly from a random start."""
     name, title, ours = "figure1", "Figure 1. Densities learned from 2D data", "joint-from-random"
     found = {each: results.pictured("density", each) for each in experiments}
-    drawn = {each: results.found("data", each, ".npz").get((None, "")) for each, (_, files) in found.items()
+    drawn = {each: data for each, (_, files) in found.items() for data in results.found("data", each, ".npz").values()
              if {"mle", ours} <= files.keys()}
-    drawn = {each: data for each, data in drawn.items() if data}
     left_out = "; ".join(f"{each} {why(each, ours, 'density')}" for each in found if each not in drawn)
     if not drawn:
         return Figure(name, title, "", left_out)
@@ -145,7 +149,7 @@ def errors(results: Results, experiments: list[str], out: Path, why: Reason) -> 
         lines(ax, timed, x, y)
         ax.set_title(panel)
     plt.setp(axes[:, 0], ylabel="MSE of log p")
-    axes[0, 0].set_yscale("log")  # shared; only now, for on a logarithmic axis seaborn averages logarithms
+    axes[0, 0].set_yscale("log")  # shared
     legend(canvas, axes[0])
     columns = ["experiment", "arm", "seed", "ebm_updates", "flow_updates", "seconds", "mse_raw",
                "mse_ema", "mse_ema_normalised"]
@@ -158,12 +162,12 @@ def samples(results: Results, experiment: str, out: Path, why: Reason) -> Figure
     """Figures 3, 5 and 6: images of the test part, of Glow (MLE) and of Glow (ours): the plain and the tilted game."""
     name, title = f"samples-{experiment}", f"{SAMPLES.get(experiment, '')}Samples, {called(experiment)}"
     seed, files = results.pictured("sample", experiment)
-    data = results.found("data", experiment, ".npz").get((None, ""))
+    data = [*results.found("data", experiment, ".npz").values()]
     if not data or len(files) < 2 or "mle" not in files:
         return Figure(name, title, "", why(experiment, "joint", "sample"))
     ours = {arm: read_arrays(path, ("images", "levels")) for arm, path in files.items()}
     mle = ours.pop("mle")
-    panels = {"Data": read_arrays(data, ("test_images",))["test_images"], "Glow (MLE)": mle["images"],
+    panels = {"Data": read_arrays(data[0], ("test_images",))["test_images"], "Glow (MLE)": mle["images"],
               **{f"Glow ({ARMS[arm].words})": each["images"] for arm, each in ours.items()}}
     canvas, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 7.5 / len(panels)), **PICTURES)
     for ax, (panel, images) in zip(axes, panels.items(), strict=True):
@@ -227,8 +231,8 @@ def training(results: Results, experiment: str, out: Path, why: Reason) -> Figur
     for level in known:
         value.axhline(level, color="0.3", linewidth=0.8)
     value.set_title("value V (grey: p = q)" if known else "value V")
-    lines(accuracy, joint, "ebm_updates", "accuracy_data", linestyle="-", errorbar=None)
-    lines(accuracy, joint, "ebm_updates", "accuracy_gen", linestyle=":", errorbar=None)
+    lines(accuracy, joint, "ebm_updates", "accuracy_data", band=False, linestyle="-")
+    lines(accuracy, joint, "ebm_updates", "accuracy_gen", band=False, linestyle=":")
     accuracy.set(title="accuracy (dotted: samples)", ylim=(0, 1))
     legend(canvas, [value])
     save(canvas, out, name, joint, results.profile)

@@ -15,7 +15,7 @@ from pipeline.params import load
 from reports import tables, verdicts
 from reports.blocks import Block, Figure, Section, Table, Text, plain
 from reports.origins import NOT_YET, costs, failures, left_over, provenance, why_missing
-from reports.scores import CAUTION, COLUMNS, Reason, Results, headlines
+from reports.scores import CAUTION, COLUMNS, Reason, Results, headlines, shown
 from reports.words import NOTES, PAPER, called, claims_of
 
 SEEDS = (f"{NOTES['interval']} Each seed leads to its provenance, and each verdict opens to its protocol and its "
@@ -209,8 +209,9 @@ def every_measure(results: Results, why: Reason) -> list[Block]:
     blocks: list[Block] = []
     for kind, experiment in experiments(results):
         blocks += missing(results, experiment, why)
+        every = shown(results.scores, experiment)
         for name, (title, row) in tables.TABLES.items():
-            frame, seeds = (tables.table(results.scores, experiment, name, rows) for rows in ([row], [row, "Seed"]))
+            frame, seeds = (tables.table(every, name, rows) for rows in ([row], [row, "Seed"]))
             if len(frame):
                 key = kind if name == "results" else name
                 title = f"{title}, {called(experiment, results.profile)}"

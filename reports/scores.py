@@ -203,17 +203,17 @@ def column(name: str) -> dict[str, Any]:
     return {"table": known.table, "Measure": heading, "order": list(SCORES.values()).index(known)}
 
 
-def saturated(scores: pd.DataFrame, experiment: str) -> set[str]:
-    """The arms with a run whose log-ratios were saturated for long."""
-    caution, name = score("longest_saturated").caution, scores["name"] == "longest_saturated"
-    found = scores[name & (scores["experiment"] == experiment)]
-    return {arm for arm, value in zip(found["arm"], found["value"], strict=True) if caution and caution.meets(value)}
+def saturated(scores: pd.DataFrame) -> set[tuple[str, str]]:
+    """(experiment, arm) of those with a run whose log-ratios were saturated for long."""
+    caution, found = score("longest_saturated").caution, scores[scores["name"] == "longest_saturated"]
+    runs = zip(found["experiment"], found["arm"], found["value"], strict=True)
+    return {(experiment, arm) for experiment, arm, value in runs if caution and caution.meets(value)}
 
 
 def shown(scores: pd.DataFrame, experiment: str) -> pd.DataFrame:
     """An experiment's scores in the words of a reader: Measure, Model, Labels, Seed; in the order of ARMS."""
     words, arms, rows = ["table", "Measure", "Model", "Labels", "Seed"], list(ARMS), []
-    marked = saturated(scores, experiment)
+    marked = saturated(scores)
     for row in scores[scores["experiment"] == experiment].to_dict("records"):
         arm, model, known = row["arm"], row["model"], score(row["name"])
         label = known.row if known.row and model == "data" else f"{MODELS.get(model, model)} ({ARMS[arm].words})"
@@ -221,7 +221,7 @@ def shown(scores: pd.DataFrame, experiment: str) -> pd.DataFrame:
             label += known.row
         if row["measure"] == "bits_per_dim" and model == "ebm":
             label += ", learned c, unverified"
-        label += f" {CAUTION}" * (arm in marked and model != "data")
+        label += f" {CAUTION}" * ((experiment, arm) in marked and model != "data")
         own = {"Model": label, "Labels": row["labels"], "Seed": row["seed"]}
         rows.append(row | column(known.column or row["name"]) | own)
     rows.sort(key=lambda row: (arms.index(row["arm"]), row["model"] != "data", row["model"] != "flow", row["seed"]))
@@ -236,22 +236,28 @@ def spread(chosen: pd.DataFrame, rows: list[str], across: str = "Measure") -> pd
     of has CAUTION; attrs["cautions"] are the words, by Measure.
     """
     columns, table, cautions = chosen.sort_values("order", kind="stable")[across].unique(), [], {}
-    for row, group in chosen.groupby(rows, sort=False):
-        cells, n = dict(zip(rows, map(str, row), strict=True)), group["Seed"].nunique()
-        cells["Seeds"] = str(n)
-        for heading, cell in group.groupby(across):
-            values = Values.of(cell)
+    groups: dict[tuple[Any, ...], dict[str, list[int]]] = {}  # by place: pandas' groups of one row each take seconds
+    for at, (heading, *place) in enumerate(zip(*(chosen[each] for each in (across, *rows)), strict=True)):
+        groups.setdefault(tuple(place), {}).setdefault(heading, []).append(at)
+    known = {name: list(chosen[name]) for name in ("Seed", "Measure", "name") if name in chosen}
+    numbers = chosen[[name for name in ("seed", "value", "standard_error", "draws", "shared", "images")
+                      if name in chosen]]
+    for row, group in groups.items():
+        n = len({known["Seed"][at] for places in group.values() for at in places})
+        cells = {**dict(zip(rows, map(str, row), strict=True)), "Seeds": str(n)}
+        for heading, places in sorted(group.items()):
+            values = Values.of(numbers.iloc[places])
             text = number(values.interval()[0]) if "Seed" in rows else estimate(values)
-            cells[str(heading)] = text + (f" (n = {len(values)})" if len(values) < n and ALONE not in text else "")
-            caution = score(cell["name"].iloc[0]).caution if "name" in cell else None  # a difference has no name
+            cells[heading] = text + (f" (n = {len(values)})" if len(values) < n and ALONE not in text else "")
+            caution = score(known["name"][places[0]]).caution if "name" in known else None  # a difference has no name
             if caution and caution.meets(values.interval()[0]):
-                cells[str(heading)] += f" {CAUTION}"
-                cautions[cell["Measure"].iloc[0]] = caution.words
+                cells[heading] += f" {CAUTION}"
+                cautions[known["Measure"][places[0]]] = caution.words
         table.append(cells)
     frame = pd.DataFrame(table, columns=[*rows, *columns, "Seeds"]).fillna("–")
     frame = frame.drop(columns="Seeds") if "Seed" in rows else frame
     if any(CAUTION in label for label in [*(row[each] for row in table for each in rows), *map(str, columns)]):
-        known = score("longest_saturated")
-        cautions[known.heading] = known.caution.words if known.caution else ""
+        saturation = score("longest_saturated")
+        cautions[saturation.heading] = saturation.caution.words if saturation.caution else ""
     frame.attrs["cautions"] = cautions
     return frame

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.catalogue import ARMS
-from reports.scores import CAUTION, Reason, anchor, by_seed, column, links, saturated, shown, spread
+from reports.scores import CAUTION, Reason, anchor, by_seed, column, links, saturated, spread
 from reports.verdicts import (
     BUDGET,
     Values,
@@ -37,12 +37,12 @@ TABLES = {  # of an experiment, in order: the catalogue's name, the title, and w
 def printed_table(scores: pd.DataFrame, table: dict[str, Any], why: Reason) -> pd.DataFrame:
     """Table 1 or 2 of the paper: its number, ours, and the verdict."""
     refuse_quick(scores["profile"])
-    rows = []
+    rows, marked = [], saturated(scores)
     for entry in [{**table, **cell} for cell in table["cells"]]:
         values = by_seed(scores, **{key: entry[key] for key in ("experiment", "arm", "measure", "name", "model")})
         place = (entry["experiment"], entry["arm"], entry["measure"])
         verdict = value_verdict(values, entry["paper"], entry["tolerance"])
-        mark = f" {CAUTION}" * (entry["arm"] in saturated(scores, entry["experiment"]))
+        mark = f" {CAUTION}" * ((entry["experiment"], entry["arm"]) in marked)
         rows.append({"Data": entry["row"], "Model": entry["column"] + mark, "Paper": f"{entry['paper']:.2f}",
                      "Ours": estimate(values), "Seeds": links(values.at.index, *place),
                      **conclusion(verdict, entry, entry["experiment"], why(*place)),
@@ -53,7 +53,7 @@ def printed_table(scores: pd.DataFrame, table: dict[str, Any], why: Reason) -> p
 def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason) -> pd.DataFrame:
     """The paper's claims in words: our paired difference (without a `second`, our value), the verdict."""
     refuse_quick(scores["profile"], "small")
-    rows = []
+    rows, marked = [], saturated(scores)
     for claim, experiment in [(each, name) for each in claims for name in each["experiments"]]:
         shared = {"experiment": experiment, "measure": claim["measure"], "name": claim["name"]}
         sides = [shared | claim[side] for side in ("first", "second") if side in claim]
@@ -70,7 +70,7 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
         if bound and len(by_ais := by_seed(scores, **(sides[0] | {"name": "bits_per_dim_ais"})) - others[0]):
             ended["Note"] = f"the certificate's difference; by AIS {estimate(by_ais)}"
         holds = int(((low < difference.means) & (difference.means < high)).sum())
-        mark = f" {CAUTION}" * (not saturated(scores, experiment).isdisjoint(side["arm"] for side in sides))
+        mark = f" {CAUTION}" * any((experiment, side["arm"]) in marked for side in sides)
         rows.append({"Claim": claim["claim"] + mark, "Data": called(experiment), "Difference": estimate(difference),
                      "Holds in": f"{holds} of {len(difference)}",
                      "Seeds": links(difference.at.index, *places[0]), **ended,
@@ -119,11 +119,11 @@ def architecture_table(folder: Path, table: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def table(scores: pd.DataFrame, experiment: str, name: str, rows: list[str]) -> pd.DataFrame:
-    """One of TABLES, by its rows or by these and Seed; empty where the experiment has none of its scores."""
+def table(every: pd.DataFrame, name: str, rows: list[str]) -> pd.DataFrame:
+    """One of TABLES, by its rows or by these and Seed, of an experiment's scores as `shown`; empty where none are its.
+    """
     if name == "trade":
-        return trade_table(scores, experiment, rows)
-    every = shown(scores, experiment)
+        return trade_table(every, rows)
     chosen = every[every["table"] == name]
     if name == "probe":
         return spread(chosen.astype({"Labels": int}).sort_values(rows, kind="stable"), rows, "Model")
@@ -132,11 +132,12 @@ def table(scores: pd.DataFrame, experiment: str, name: str, rows: list[str]) -> 
     return spread(chosen, rows) if name != "modes" or chosen["name"].nunique() > 1 else pd.DataFrame()
 
 
-def trade_table(scores: pd.DataFrame, experiment: str, rows: list[str]) -> pd.DataFrame:
+def trade_table(every: pd.DataFrame, rows: list[str]) -> pd.DataFrame:
     """Glow after joint training minus before, by Arm or by Arm and Seed: Fréchet distance, and its cost in bits/dim."""
-    flows, changes = scores[(scores["experiment"] == experiment) & (scores["model"] == "flow")], []
-    marked = saturated(scores, experiment)
-    for arm in [arm for arm in ARMS if arm != "mle"]:
+    flows, changes = every[every["model"] == "flow"], []
+    marked = {arm for _, arm in saturated(every)}
+    trained = set(flows["arm"]) - {"mle"}
+    for arm in [arm for arm in ARMS if arm in trained]:
         words = ARMS[arm].words + f" {CAUTION}" * (arm in marked)
         for name in ("frechet_inception_distance", "frechet_distance", "bits_per_dim"):
             change = by_seed(flows, arm=arm, name=name) - by_seed(flows, arm="mle", name=name)

@@ -43,18 +43,19 @@ class Values:
         lists = [draws if isinstance(draws, list) else [value]
                  for draws, value in zip(rows["draws"], rows["value"], strict=True)]
         most = max(map(len, lists), default=0)  # all labelled images are drawn once: that goes with each draw of fewer
-        table = [each * (most if len(each) == 1 else 1) for each in lists]
-        at = pd.DataFrame(table, index=(seeds := rows["seed"].to_numpy()), dtype=float)
+        table = np.full((len(lists), most + 2), np.nan)  # the draws; the error; the error of shared images
+        for row, each in zip(table, lists, strict=True):
+            row[:most if len(each) == 1 else len(each)] = each
         # label counts share the test images: at worst they err alike, and the mean's error is the mean of the errors
-        error = rows["standard_error"].to_numpy(dtype=float)
-        anew = rows["shared"].isin([False]).to_numpy() if "shared" in rows else np.zeros(len(rows), bool)
-        errors = pd.DataFrame({"all": error, "shared": np.where(anew | np.isnan(error), 0.0, error)}, seeds)
-        at, errors = (each.sort_index() if each.index.is_unique else each.groupby(level=0).mean(skipna=False)
-                      for each in (at, errors))
+        table[:, -2] = error = rows["standard_error"].to_numpy(dtype=float)
+        anew = np.array([each is not None and not each for each in rows.get("shared", [True] * len(rows))], bool)
+        table[:, -1] = np.where(anew | np.isnan(error), 0.0, error)
+        found = pd.DataFrame(table, index=(seeds := rows["seed"].to_numpy()))
+        found = found.sort_index() if found.index.is_unique else found.groupby(level=0).mean(skipna=False)
         kept: dict[Any, list[PerImage | None]] = {}
         for seed, images in zip(seeds, rows.get("images", ()), strict=False):
             kept.setdefault(seed, []).append(images)
-        return cls(at, errors["all"], errors["shared"], kept)
+        return cls(found.iloc[:, :most], found[most], found[most + 1], kept)
 
     def __len__(self) -> int:
         return len(self.at)

@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.params import load
 from reports import build, figures, origins, scores, tables, verdicts
 from reports.page import better, cautions
-from reports.scores import Results
+from reports.scores import Results, shown
 from reports.verdicts import Values
 from reports.words import NOTES, PAPER, called
 
@@ -188,10 +188,11 @@ def test_a_seed_alone_is_marked_and_explained(tmp_path):
     claims = tables.claims_table(found, PAPER["claims"], why).set_index(["Claim", "Data"])
     cost = claims.loc[("Joint training costs Glow a little likelihood", "CIFAR-10")]
     assert cost[["Difference", "Verdict"]].tolist() == ["0.100 ± 0.028 (one seed)", "reproduced"]
-    by_model, by_seed = (tables.table(found, "cifar10", "results", rows) for rows in (["Model"], ["Model", "Seed"]))
+    here = shown(found, "cifar10")
+    by_model, by_seed = (tables.table(here, "results", rows) for rows in (["Model"], ["Model", "Seed"]))
     assert by_model["bits/dim"].tolist() == ["3.350 ± 0.020 (one seed)", "3.450 ± 0.020 (one seed)"]
     assert by_seed["bits/dim"].tolist() == ["3.350", "3.450"]
-    assert tables.table(found, "cifar10", "trade", ["Arm"])["bits/dim"].tolist() == ["0.100 ± 0.028 (one seed)"]
+    assert tables.table(here, "trade", ["Arm"])["bits/dim"].tolist() == ["0.100 ± 0.028 (one seed)"]
     html = rendered(tmp_path, "full")
     assert html.count("does not contain the variation between seeds") == 4  # claims, Table 2, results, trade
 
@@ -338,11 +339,11 @@ def test_a_number_past_its_limit_has_a_caution(tmp_path, monkeypatch):
     for each in precisions:
         put(tmp_path / each["name"], "full", "svhn", "mle", "fid", {0: 0.4, 1: 0.7}, **each)
     found = pd.concat([scores_of(tmp_path), *(scores_of(tmp_path / each["name"]) for each in precisions)])
-    table = tables.table(found, "svhn", "results", ["Model"]).set_index("Model")
+    table = tables.table(shown(found, "svhn"), "results", ["Model"]).set_index("Model")
     assert table["FID"].tolist() == ["41.7 ± 1.6 †", "9.17 ± 0.52"]
     assert table.loc["Glow (MLE)", ["FD", "precision"]].str.endswith("†").tolist() == [False, False]  # mean 0.55
     assert cautions(table) == " † Caution, FID: frechet_inception_distance is odd."
-    seeds = tables.table(found, "svhn", "results", ["Model", "Seed"]).set_index(["Model", "Seed"])
+    seeds = tables.table(shown(found, "svhn"), "results", ["Model", "Seed"]).set_index(["Model", "Seed"])
     assert seeds["precision"].tolist()[:2] == ["0.4000 †", "0.7000"]
     assert list(seeds.attrs["cautions"]) == ["FID", "precision"]
     html = rendered(tmp_path, "full")
@@ -373,7 +374,7 @@ def test_a_game_whose_turns_a_cap_ended_or_that_was_below_chance_is_marked():
     runs = pd.DataFrame({
         "seed": [0, 0, 1], "arm": ["joint", "joint", "one-to-one"], "ebm_updates": [5, 10, 10], "turns": [2, 4, 9],
         "capped": [0, 1, None], "mean_value": [-3.0, -2.0, -1.0], "mean_below_chance": [1.0, 0.75, 0.5]})
-    table = tables.table(scores.of_game(runs, "full", "digits"), "digits", "game", ["Model"]).set_index("Model")
+    table = tables.table(shown(scores.of_game(runs, "full", "digits"), "digits"), "game", ["Model"]).set_index("Model")
     capped, below = table["turns ended by a cap"], table["updates with V below chance"]
     assert capped.to_list()[0].startswith("0.2500") and "†" in capped.iloc[0] and capped.iloc[1] == "–"
     assert "†" in below.iloc[0] and "†" not in below.iloc[1]
@@ -389,7 +390,7 @@ def test_floors_stand_in_the_column_of_their_measure():
     score = ("full", "svhn", 0, "mle", "fid")
     rows = [(*score, name, model, None, 1.0, None, None, True) for model in names for name in names[model]]
     frame = pd.DataFrame(rows, columns=scores.COLUMNS)
-    table = tables.table(frame, "svhn", "results", ["Model"]).set_index("Model")
+    table = tables.table(shown(frame, "svhn"), "results", ["Model"]).set_index("Model")
     assert list(table) == ["FID", "FID to test", "KID", "precision", "Seeds"]
     assert list(table.loc["Glow (MLE)"]) == ["1.000", "1.000", "1.000", "–", "1"]
     assert list(table.loc["real test images (the floor)"]) == ["1.000", "–", "–", "1.000", "1"]
@@ -408,7 +409,7 @@ def test_few_labels_are_those_up_to_the_claims_limit(tmp_path):
     claim = next(claim for claim in PAPER["claims"] if "supervised" in claim["claim"])
     row = tables.claims_table(found, [claim], why).iloc[0]
     assert row[["Difference", "Verdict"]].tolist() == ["0.1000 ± 0", "reproduced"]
-    table = tables.table(found, "svhn", "probe", ["Labels"])
+    table = tables.table(shown(found, "svhn"), "probe", ["Labels"])
     assert list(table) == ["Labels", "features (ours)", "network (supervised)", "Seeds"]
 
 
@@ -418,8 +419,8 @@ def test_baselines_have_names_of_their_own(tmp_path):
         name="frechet_inception_distance", model="generator")
     found = scores_of(tmp_path)
     models = ["Glow (MLE)", "Glow (ours)", "generator (DCGAN)"]
-    assert tables.table(found, "svhn", "results", ["Model"])["Model"].tolist() == models
-    assert list(tables.table(found, "svhn", "trade", ["Arm"])["Arm"]) == ["ours"]  # a DCGAN is no trained Glow
+    assert tables.table(shown(found, "svhn"), "results", ["Model"])["Model"].tolist() == models
+    assert list(tables.table(shown(found, "svhn"), "trade", ["Arm"])["Arm"]) == ["ours"]  # a DCGAN is no trained Glow
     claims = tables.claims_table(found, PAPER["claims"], why).set_index(["Claim", "Data"])
     assert claims.loc[("Glow (ours) outperforms DCGAN", "SVHN"), "Verdict"] == "reproduced"
     printed = tables.printed_table(found, TABLE1, why).set_index(["Data", "Model"])
@@ -427,7 +428,7 @@ def test_baselines_have_names_of_their_own(tmp_path):
     for name, value in (("effective_rank", 3.0), ("effective_rank_all_layers", 5.0)):
         put(tmp_path / name, "full", "svhn", "joint", "probe", {0: value, 1: value}, name=name, model="features")
     ranks = pd.concat(scores_of(tmp_path / name) for name in ("effective_rank", "effective_rank_all_layers"))
-    table = tables.table(ranks, "svhn", "rank", ["Model"]).set_index("Model")
+    table = tables.table(shown(ranks, "svhn"), "rank", ["Model"]).set_index("Model")
     assert list(table.index) == ["features (ours)", "features (ours), all layers"]
     assert list(table["effective rank"]) == ["3.000 ± 0", "5.000 ± 0"]
 
@@ -500,15 +501,15 @@ def test_tables_and_columns_follow_the_catalogue():
         headings = [SCORES[key].heading for key in of_it]
         assert len(set(headings)) == len(headings), "two columns of one name would be one"
         expected = {"modes": ["mode 0", "mode 1", "mode 2"], "bounds": ["bits/dim", *headings]}.get(name, headings)
-        assert list(tables.table(frame, "svhn", name, ["Model"])) == ["Model", *expected, "Seeds"]
+        assert list(tables.table(shown(frame, "svhn"), name, ["Model"])) == ["Model", *expected, "Seeds"]
     for known in SCORES.values():
         if known.row.startswith(", "):
-            assert f"features (ours){known.row}" in tables.table(frame, "svhn", "probe", ["Labels"])
+            assert f"features (ours){known.row}" in tables.table(shown(frame, "svhn"), "probe", ["Labels"])
         elif known.row:
-            row = tables.table(frame, "svhn", known.table, ["Model"]).set_index("Model").loc[known.row]
+            row = tables.table(shown(frame, "svhn"), known.table, ["Model"]).set_index("Model").loc[known.row]
             assert row[SCORES[known.column].heading] == "1.000"
     with pytest.raises(ValueError, match=r"is in no list; add it to \[scores\] in pipeline/catalogue\.toml"):
-        tables.table(frame.assign(name="surprise"), "svhn", "results", ["Model"])
+        tables.table(shown(frame.assign(name="surprise"), "svhn"), "results", ["Model"])
 
 
 def test_what_is_left_over_is_named_and_not_shown(tmp_path):
@@ -684,7 +685,7 @@ def test_figure_4_has_intervals_over_seeds_and_draws(tmp_path):
     assert tuple(drawn.loc["joint", ["mean", "half_width"]]) == pytest.approx(expected)
     assert tuple(drawn.loc["joint", ["seeds", "draws"]]) == (2, 2)
     assert math.isnan(drawn.loc["random-init", "half_width"])
-    table = tables.table(scores_of(tmp_path), "svhn", "probe", ["Labels"])
+    table = tables.table(shown(scores_of(tmp_path), "svhn"), "probe", ["Labels"])
     assert table["features (ours)"].tolist() == [verdicts.number(*expected)]
 
 
