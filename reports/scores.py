@@ -226,7 +226,7 @@ def shown(scores: pd.DataFrame, experiment: str) -> pd.DataFrame:
         rows.append(row | column(known.column or row["name"]) | own)
     rows.sort(key=lambda row: (arms.index(row["arm"]), row["model"] != "data", row["model"] != "flow", row["seed"]))
     # the truth's scores stand in the files of several arms
-    return pd.DataFrame(rows, columns=[*COLUMNS, *words, "order"]).drop_duplicates(words)
+    return pd.DataFrame(rows, columns=[*COLUMNS, "images", *words, "order"]).drop_duplicates(words)
 
 
 def spread(chosen: pd.DataFrame, rows: list[str], across: str = "Measure") -> pd.DataFrame:
