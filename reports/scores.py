@@ -235,6 +235,8 @@ def spread(chosen: pd.DataFrame, rows: list[str], across: str = "Measure") -> pd
     The column Seeds counts a row's seeds; a cell that is a mean over fewer says so. A number that the catalogue warns
     of has CAUTION; attrs["cautions"] are the words, by Measure.
     """
+    if chosen.empty:
+        return pd.DataFrame()
     columns, table, cautions = chosen.sort_values("order", kind="stable")[across].unique(), [], {}
     groups: dict[tuple[Any, ...], dict[str, list[int]]] = {}  # by place: pandas' groups of one row each take seconds
     for at, (heading, *place) in enumerate(zip(*(chosen[each] for each in (across, *rows)), strict=True)):
