@@ -51,23 +51,21 @@ RING_ROWS = {  # words: (experiment, arm)
     "FCE from a random Glow": ("ring", "joint-from-random"), "NCE against the frozen Glow": ("ring", "frozen-flow"),
     "NCE against Gaussian noise": ("ring", "gaussian-noise"),
     "the paper's literal recipe from a random Glow, 30 EBM updates": ("ring-paper", "joint-from-random")}
-DIGITS = [Column("bits/dim of Glow", "bits_per_dim", "flow"), Column("FD of its samples", "frechet_distance"),
+IMAGES = [Column("bits/dim of Glow", "bits_per_dim", "flow"), Column("FD of its samples", "frechet_distance"),
           Column("EBM's bits/dim by the learned c", "bits_per_dim_learned"),
           Column("at least, by the certificate", "bits_per_dim_certificate"), Column("by AIS", "bits_per_dim_ais")]
-DIGITS_ROWS = {
-    "Glow by maximum likelihood": ("digits", "mle"),
-    "the same, trained on for the joint run's updates": ("digits", "mle-continued"),
-    "FCE": ("digits", "joint"), "FCE by 1:1 updates (not the paper's rule)": ("digits", "one-to-one"),
-    "FCE, tilted EBM (ours)": ("digits", "tilted"), "FCE, residual EBM (ours)": ("digits", "residual"),
-    "DCGAN": ("digits", "dcgan")}
+IMAGES_ROWS = {  # words: arm
+    "Glow by maximum likelihood": "mle", "the same, trained on without a game": "mle-continued", "FCE": "joint",
+    "FCE by 1:1 updates (not the paper's rule)": "one-to-one", "FCE, tilted EBM (ours)": "tilted",
+    "FCE, residual EBM (ours)": "residual", "DCGAN": "dcgan"}
 
 
 def table(scores: pd.DataFrame, heading: str, rows: dict[str, tuple[str, str]], columns: list[Column]) -> str:
-    """A Markdown table: a row for each arm of an experiment, a dash where it has no such score."""
-    if not any((scores["experiment"] == experiment).any() for experiment, _ in rows.values()):
-        return "Not run with this version yet."
-    frame = []
+    """A Markdown table: a row for each arm of an experiment that has run, a dash where it has no such score."""
+    ran, frame = set(zip(scores["experiment"], scores["arm"], strict=True)), []
     for words, (experiment, arm) in rows.items():
+        if (experiment, arm) not in ran:
+            continue
         cells = {heading: words}
         for column in columns:
             keys = {"experiment": experiment, "arm": arm, "name": column.name, "model": column.model}
@@ -75,7 +73,12 @@ def table(scores: pd.DataFrame, heading: str, rows: dict[str, tuple[str, str]], 
             cells[column.words] = (number(column.worst(values.means)) if column.worst and len(values) else
                                    estimate(values))
         frame.append(cells)
-    return markdown_table(pd.DataFrame(frame))
+    return markdown_table(pd.DataFrame(frame)) if frame else "Not run with this version yet."
+
+
+def images(results: Results, experiment: str) -> str:
+    """The likelihoods and the distance of a data set of images, each with its interval over seeds."""
+    return table(results.scores, experiment, {words: (experiment, arm) for words, arm in IMAGES_ROWS.items()}, IMAGES)
 
 
 def fits(scores: pd.DataFrame) -> str:
@@ -135,7 +138,8 @@ Block = Callable[[dict[str, Results]], str]
 BLOCKS: dict[str, Block] = {
     "ring": lambda every: table(every["full"].scores, "ring", RING_ROWS, RING),
     "fits": lambda every: fits(every["full"].scores),
-    "digits": lambda every: table(every["full"].scores, "digits", DIGITS_ROWS, DIGITS),
+    "digits": lambda every: images(every["full"], "digits"),
+    "cifar10": lambda every: images(every["small"], "cifar10"),
     "runs": runs, "verdicts": verdicts, "speed": speed}
 
 
