@@ -22,6 +22,7 @@ from pipeline.errors import Stopped
 from pipeline.files import write_csv
 from pipeline.job import Job
 from pipeline.progress import log, steps
+from pipeline.resume import State
 
 STEM_HALVES = 16  # from this side on the first layer's maps are halved at once, which saves most of the work
 SMOOTHING = 0.1  # of the labels
@@ -64,6 +65,13 @@ def block(inputs: int, outputs: int, stride: int) -> BasicBlock:
         nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)))
 
 
+class Epochs(State):
+    """How far it has come: the last step, its loss, and the images [N] in the order of this epoch."""
+
+    def __init__(self) -> None:
+        self.step, self.loss, self.order = 0, torch.zeros(()), torch.empty(0, dtype=torch.long)
+
+
 def run(job: Job) -> None:
     settings, data = job.params.classifier, job.data
     x, y = data.images["train"], torch.from_numpy(data.labels["train"]).to(job.device)
@@ -74,11 +82,14 @@ def run(job: Job) -> None:
     random, batch = data.generator(job.seed_for("batches")), min(settings.batch, len(x))
     per_epoch = len(x) // batch
     total = settings.epochs * per_epoch
-    course = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total, pct_start=0.2)
-    for step, progress in steps(total, batch):
-        if (step - 1) % per_epoch == 0:
-            order = torch.randperm(len(x), generator=random, device=job.device).split(batch)
-        index = order[(step - 1) % per_epoch]
+    course, done = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total, pct_start=0.2), Epochs()
+    keeper = job.keeper("training", done=done, model=model, optimizer=optimizer, course=course, random=random)
+    keeper.load()
+    for step, progress in steps(total, batch, done.step):
+        at = (step - 1) % per_epoch * batch
+        if not at:
+            done.order = torch.randperm(len(x), generator=random, device=job.device)
+        index = done.order[at:at + batch].to(job.device)
         images = shifted(x[index], settings.shift, random) if settings.shift else x[index]
         if settings.flip:
             turned = torch.rand(len(images), 1, 1, 1, generator=random, device=job.device) < 0.5
@@ -88,9 +99,12 @@ def run(job: Job) -> None:
         loss.backward()
         optimizer.step()
         course.step()
-        progress(step, loss=loss.detach())
-    if not loss.isfinite():
-        raise Stopped(f"classifier: the loss ended at {loss.item()}; lower classifier.lr")
+        done.step, done.loss = step, loss.detach()
+        progress(step, loss=done.loss)
+        keeper.tick()
+    keeper.save()
+    if not done.loss.isfinite():
+        raise Stopped(f"classifier: the loss ended at {done.loss.item()}; lower classifier.lr")
     model.eval().requires_grad_(False)
     right = {part: correct(model, data, part) for part in ("validation", "test") if len(data.labels[part])}
     log.info("accuracy: %s", ", ".join(f"{part} {share:.4f}" for part, share in right.items()))

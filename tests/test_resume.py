@@ -32,6 +32,7 @@ CHANGES = {  # a run of each stage takes about a second
         "pretrain": {"steps": 60, "validate_every": 20},
         "joint": {"ebm_updates": 40, "warm_start": 4, "log_every": 10},
         "dcgan": {"orig": {"updates": 60}, "log_every": 20},
+        "classifier": {"epochs": 4},
         "log_z": {"samples": 256, "chains": 4, "temperatures": 30, "leapfrog": 2},
         "probe": {"labels": [50, 100], "draws": 10},
         "supervised": {"updates": 8, "epochs": 1},
