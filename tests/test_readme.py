@@ -81,7 +81,7 @@ def test_a_table_has_means_intervals_worst_seeds_and_dashes(tmp_path) -> None:
     head, _, mle, joint = readme.BLOCKS["ring"](given).splitlines()
     assert head.startswith("| ring | KL of Glow | its smallest mode | the same, worst seed | KL of the EBM |")
     assert mle == ("| Glow by maximum likelihood | 2.0 ± 2.5 | 0.70 ± 0.50 | 0.5000 | 0.000 ± 0 | – | – |")
-    assert joint.startswith("| FCE from that Glow | – | – | – | – | – |"), "and what has not run has no row"
+    assert joint == "| FCE from that Glow | – | – | – | – | – | 0.000 |", "and what has not run has no row"
 
 
 def test_a_fit_counts_where_it_is_better_than_both_glows(tmp_path) -> None:
