@@ -1,7 +1,8 @@
 """2D densities against the truth, by quadrature.
 
-A flow is read as it is; an EBM both with its learned c and normalised by quadrature. Every integral is a midpoint
-sum, taken anew with coarser cells and over a larger box: the largest difference is the quadrature's error.
+Flow and EBM are normalised by quadrature on the box, the EBM's error is told with its learned c too. What a flow puts off
+the box is not counted as dispersion: `log_z_error` has it, below 0. Every integral is a midpoint sum, taken anew with
+coarser cells and over a larger box: the largest difference is the quadrature's error.
 """
 
 import math
@@ -33,7 +34,7 @@ class Cells:
     Attributes:
         x: midpoints [n, 2].
         truth: log-densities [n] in nats.
-        mode: the index [n] of the nearest mode, of `modes`.
+        mode: the index [n] of the mode that a point most likely comes from, of `modes`.
         inside: whether a cell [n] belongs to the smallest region that holds REGION of the truth.
     """
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -79,13 +80,14 @@ class Residual(EnergyModel):
     def __init__(self, base: Sampler | None, shape: tuple[int, ...], layers: str = "conv",
                  widths: Sequence[int] = (64, 128, 256), slope: float = 0.2):
         super().__init__(shape, layers, widths, slope)
-        self.base: Sampler | None = base.requires_grad_(False) if base is not None else None
+        # a copy, since the flow itself may play on
+        self.base: Sampler | None = deepcopy(base).requires_grad_(False) if base is not None else None
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.base is None:
-            raise RuntimeError("a tilted EBM is no density without the flow that it was trained with: set its base")
+            raise RuntimeError("this EBM is no density without the flow that it was trained with: set its base")
         return self.base.log_prob(x) + super().forward(x)
 
 

@@ -28,8 +28,10 @@ def test_a_value_is_explained_by_every_place_that_sets_it():
     full = said[: said.index("quick, digits.joint.ebm_updates:")]
     layers = ("defaults.images", "experiments.digits", "full.overrides.digits")
     assert [line.split()[0] for line in full[1:4]] == [f"{layer}.joint.ebm_updates" for layer in layers]
-    assert "(in force, but for joint-long)" in full[3] and "2000   (of joint-long)" in full[4]
-    assert load(ROOT / "params.yaml").experiments["full"]["digits"].arms["joint-long"].ebm_updates == 2000
+    assert "(in force)" in full[3]
+    said = explain(RAW, "experiments.digits.joint.flow_lr").splitlines()
+    assert "(in force, but for tilted, mle-continued, residual)" in said[1] and "0.0001   (of mle-continued)" in said[3]
+    assert load(ROOT / "params.yaml").experiments["full"]["digits"].arms["mle-continued"].flow_lr == 1e-4
     for key in ("digit.joint.lr", "digits.joint.no_such_key", "nonsense", "defaults.images"):
         with pytest.raises(ParamsError):
             explain(RAW, key)

@@ -517,18 +517,18 @@ def test_what_is_left_over_is_named_and_not_shown(tmp_path):
     fids(tmp_path)
     score = {"name": "frechet_inception_distance", "model": "flow"}
     put(tmp_path, "full", "svhn", "mle", "fid", {7: 777.7}, **score)
-    put(tmp_path, "full", "svhn", "joint-long", "fid", {0: 777.7}, **score)
+    put(tmp_path, "full", "svhn", "one-to-one", "fid", {0: 777.7}, **score)
     put(tmp_path, "full", "gone", "mle", "fid", {0: 777.7}, **score)
     columns = "step,validation\n", "ebm_updates,value,accuracy_data,accuracy_gen\n"
     for seed, arm, rows in ((0, "joint", "1,1,1,1\n2,2,1,1\n"), (7, "joint", "777,1,1,1\n"),
-                            (0, "joint-long", "777,1,1,1\n")):
+                            (0, "one-to-one", "777,1,1,1\n")):
         folder = tmp_path / f"full/svhn/seed-{seed}"
         (folder / arm).mkdir(parents=True, exist_ok=True)
         (folder / "pretrain.csv").write_text(columns[0] + "1,1\n2,1\n")
         (folder / arm / "joint.csv").write_text(columns[1] + rows)
     (tmp_path / "full/svhn/seed-7/pretrain.log").write_text("error: of a seed that is gone\n")
     html = rendered(tmp_path, "full")
-    assert ("left over, not shown: gone/seed-0/mle (fid); svhn/seed-0/joint-long (fid); svhn/seed-7/mle (fid)</p>"
+    assert ("left over, not shown: gone/seed-0/mle (fid); svhn/seed-0/one-to-one (fid); svhn/seed-7/mle (fid)</p>"
             in html)
     assert "41.7 ± 1.6" in html and "seed that is gone" not in html
     assert 'id="svhn-mle-fid-2"' in html and 'id="svhn-mle-fid-7"' not in html
@@ -568,7 +568,7 @@ def test_missing_numbers_say_why_from_the_furthest_upstream_log(tmp_path):
     assert origins.why_missing(results, failed, "svhn", "joint", "fid") == "not run: inception failed: no Inception"
     assert origins.why_missing(results, failed, "digits", "joint", "fid") == "not run yet"  # through its classifier
     assert origins.why_missing(results, failed, "svhn", "joint", "bits_per_dim") == "not run yet"
-    assert origins.why_missing(results, failed, "svhn", "joint-long", "fid") == origins.NOT_NAMED
+    assert origins.why_missing(results, failed, "svhn", "one-to-one", "fid") == origins.NOT_NAMED
     assert origins.why_missing(results, failed, "moons2", "joint", "density") == origins.NOT_NAMED
     later = [failure for failure in failed if failure["stage"] == "pretrain"]
     assert origins.why_missing(results, later, "cifar10", "joint", "fid") == "not run: pretrain failed: later"

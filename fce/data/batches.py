@@ -95,7 +95,7 @@ class Images:
         return torch.Generator(self.device).manual_seed(seed)
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
-        """n training images [n, C, H, W] in model coordinates; every image once per pass."""
+        """n training images [n, C, H, W] in model coordinates; an image at most once per pass."""
         if n > self.count:
             raise ValueError(f"batch: {n}, but there are only {self.count} training images")
         if self.at + n > len(self.order):

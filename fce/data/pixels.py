@@ -15,7 +15,7 @@ EDGE = 1e-4  # the noise keeps this far from its bin's walls, so that float32 ca
 
 
 def padded(side: int) -> int:
-    """The side the models see: 28 is padded to 32, an even side stays."""
+    """The side the models see: 28 is padded to 32, others to a multiple of 4."""
     return 4 * math.ceil(side / 4) if side != 28 else 32
 
 
