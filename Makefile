@@ -82,7 +82,7 @@ lock: pyproject.toml  ## refresh the lock files (envs/README.md)
 	python -c '$(EXTRA)' | tr ' ' '\n' | $(COMPILE) - -c envs/requirements.lock -o envs/bench.lock
 
 clean:  ## remove what the project made, but the environment and what is published
-	rm -rf build .snakemake mlflow.db
+	rm -rf build .snakemake .wheel mlflow.db mlartifacts dvc_plots
 
 .PHONY: help install quick small full test test-fast lint bench api gpu readme ui pull lock clean
 .DEFAULT_GOAL := help

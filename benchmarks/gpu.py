@@ -27,6 +27,7 @@ from pipeline.files import write_json
 from pipeline.params import load
 from pipeline.progress import open_door
 from pipeline.provenance import environment
+from pipeline.schema.training import Joint
 
 PARTS = ("tests", "steps", "train")
 RUNS_AS = {"eager": "no", "graphs": "yes"}  # how a stage can train: the mode, and what --compile says
@@ -78,8 +79,8 @@ class Times:
         return max(rows, key=lambda row: row["fit"])
 
     def hours(self) -> dict[str, Any]:
-        """Of the full profile's trainings on images, by params.yaml's numbers of updates; one flow update for each of
-        the EBM's, without DCGAN and the measures."""
+        """Of the full profile's trainings on images, by params.yaml's numbers of updates; by the accuracy rule, whose
+        numbers nobody knows before, one flow update for each of the EBM's; without DCGAN and the measures."""
         params, found = load(ROOT / "params.yaml"), dict[str, Any]()
         for name in ("svhn", "cifar10"):
             settings, seeds = params.experiments["full"][name], len(params.seeds("full", name))
@@ -89,12 +90,21 @@ class Times:
                 quickest[what] = min(rows, key=lambda row: row["seconds"], default=None)
             step, turn = quickest["train"], quickest["joint"]
             if step and turn:
-                arms = {arm: (each.ebm_updates * turn["seconds"] + each.warm_start * turn["ebm_seconds"]) / 3600
+                flow_seconds = turn["seconds"] - turn["ebm_seconds"]
+                arms = {arm: ((each.ebm_updates + each.warm_start) * turn["ebm_seconds"]
+                              + each.ebm_updates * flow_share(each) * flow_seconds) / 3600
                         for arm, each in settings.arms.items()}
                 pretrain = settings.pretrain.steps * step["seconds"] / 3600
                 found[name] = {"pretrain": pretrain, **arms, "seeds": seeds,
                                "all": seeds * (pretrain + sum(arms.values()))}
         return found
+
+
+def flow_share(joint: Joint) -> float:
+    """Updates of the flow for each of the EBM's."""
+    if joint.noise != "flow":
+        return 0.0
+    return joint.flow_per_round / joint.ebm_per_round if joint.rule == "ratio" else 1.0
 
 
 class Tests:

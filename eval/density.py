@@ -1,8 +1,8 @@
 """2D densities against the truth, by quadrature.
 
-Flow and EBM are normalised by quadrature on the box, the EBM's error is told with its learned c too. What a flow puts off
-the box is not counted as dispersion: `log_z_error` has it, below 0. Every integral is a midpoint sum, taken anew with
-coarser cells and over a larger box: the largest difference is the quadrature's error.
+Flow and EBM are normalised by quadrature on the box; what they are as trained, the EBM with its learned c, is told too.
+What a flow puts off the box is not counted as dispersion: `log_z_error` has it, below 0. Every integral is a midpoint
+sum, taken anew with coarser cells and over a larger box: the largest difference is the quadrature's error.
 """
 
 import math

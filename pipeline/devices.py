@@ -49,8 +49,8 @@ def choose(wanted: str) -> str:
     count = torch.cuda.device_count()
     try:
         if count > 1:
-            own = os.environ.get("LOCAL_RANK")  # which torchrun sets for each of its own
-            torch.cuda.set_device(take([int(own)] if own else range(count)))
+            first = int(os.environ.get("LOCAL_RANK", 0))  # which torchrun sets for each of its own
+            torch.cuda.set_device(take([*range(first, count), *range(first)]))
         torch.zeros(1, device="cuda").add_(1)  # a card that this torch has no kernels for fails here
     except torch.OutOfMemoryError:
         raise
@@ -82,7 +82,7 @@ def take(indices: Sequence[int]) -> int:
             break
         else:
             return index
-    return indices[os.getpid() % len(indices)]
+    return indices[0 if "LOCAL_RANK" in os.environ else os.getpid() % len(indices)]
 
 
 def memory() -> int:

@@ -176,7 +176,8 @@ def remote() -> Found:
                           timeout=30)
     if done.returncode:
         return Found("note", f"dvc: {(done.stderr.strip() or 'no answer').splitlines()[-1]}", "make install")
-    return Found("ok", ", ".join(done.stdout.split()[::2])) if done.stdout.strip() else Found(
+    names = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    return Found("ok", ", ".join(names)) if names else Found(
         "note", "none", "for `make pull`: dvc remote add --default NAME PLACE (a folder, ssh://..., s3://...)")
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml.error import YAMLError
+
 from pipeline.errors import errors_in_one_line
 from pipeline.mistakes import ParamsError, suggestion
 from pipeline.params import PROFILES, kind_of, parse, read, resolved
@@ -122,7 +124,10 @@ def changed_in_vain(path: Path) -> list[str]:
     old = git("show", f"HEAD:./{path.name}")
     if not old or old == path.read_text(encoding="utf-8").strip():
         return []
-    before = parse(old)
+    try:
+        before = parse(old)
+    except YAMLError:  # the commit was of a broken file: nothing can be said of what changed since
+        return []
     return hidden(read(path), before) if isinstance(before, dict) else []
 
 

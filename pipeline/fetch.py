@@ -66,7 +66,8 @@ def own_data(source: str, file: str = "") -> Path | None:
     elif source in OFFICIAL:
         path = own_folder() / f"{source}.npz"
         places = (own_folder(), DOWNLOADS / source)
-        if any((place / name).exists() for name in (*OFFICIAL[source], UNPACKED) for place in places):
+        unpacked = source == "cifar10" and any((place / UNPACKED).exists() for place in places)
+        if unpacked or any(own_file(name) or (DOWNLOADS / source / name).exists() for name in OFFICIAL[source]):
             return None
     else:
         return None

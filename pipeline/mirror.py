@@ -282,7 +282,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = 0
     for _ in range(2):  # a record that begins its model's run anew leaves those sent before it in the old one
         server, records = Server(uri), {path: read_record(path) for path in (ROOT / "build").rglob("*.run.jsonl")}
-        waiting = [path for path, lines in records.items() if lines and server.waits(path, lines)]
+        waiting = [path for path, lines in records.items()
+                   if lines and lines[0]["tags"]["stage"] in STAGES  # an older version's may have another
+                   and server.waits(path, lines)]
         waiting.sort(key=lambda path: records[path][0]["time"])  # a model's run begins with its training
         sent = 0
         for path in waiting:

@@ -100,7 +100,7 @@ class Keeper:
             self.save()
         if stop:
             number = (asked or [signal.SIGTERM])[0]
-            kept = "its state is kept; the same command goes on from there" if self.folder else "nothing was kept"
+            kept = "its state is kept; the same command goes on from there" if self.states() else "nothing was kept"
             raise Interrupted(f"stopped by {signal.Signals(number).name}; {kept}", number)
 
     def save(self) -> None:

@@ -71,7 +71,8 @@ class Screen(logging.Handler):
         self.silent, self.report = silent, report
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
         self.total, self.started = 0, time.monotonic()
-        self.working, self.ended = dict[int, Work](), list[Work]()  # the first by the engine's numbers of jobs
+        self.working, self.failed = dict[int, Work](), dict[int, Work]()  # by the engine's numbers of jobs
+        self.ended = list[Work]()
         self.stopped = False  # by its user
         self.over = threading.Event()
         self.live = Live(console=self.console, get_renderable=self.at_work, refresh_per_second=2, transient=True)
@@ -107,7 +108,9 @@ class Screen(logging.Handler):
             threading.Thread(target=self.tell, daemon=True).start()
 
     def on_job_info(self, content: dict[str, Any]) -> None:
-        """A job starts."""
+        """A job starts; one that failed may be tried again, and counts once."""
+        if failed := self.failed.pop(content["jobid"], None):
+            self.ended.remove(failed)
         if content["log"]:
             self.working[content["jobid"]] = Work(Path(content["log"][0]))
 
@@ -118,6 +121,7 @@ class Screen(logging.Handler):
     def on_job_error(self, content: dict[str, Any]) -> None:
         if work := self.end(content["jobid"]):
             work.error = work.why()
+            self.failed[content["jobid"]] = work
             self.say(f"{self.so_far()}  {work} failed: {work.error} ({work.log})", "red")
 
     def end(self, job: int) -> Work | None:

@@ -54,6 +54,7 @@ class Run:
             old = []
         self.file.truncate(sum(len(json.dumps(line)) + 1 for line in old))  # a kill may have cut off the last line
         self.seen = {(line["step"], *line["values"]) for line in old if line["kind"] == "metrics"}
+        self.look = max((line["step"] for line in old if any(map(of_machine, line.get("values", ())))), default=0)
         process = {"time": now(), "pid": os.getpid(), "host": platform.node()}
         if old:
             self.write(kind="again", **process)
@@ -75,7 +76,8 @@ class Run:
 
     def write(self, **line: Any) -> None:
         with self.guard:
-            self.file.write(json.dumps(line) + "\n")
+            if not self.file.closed:  # a look may take seconds, and its run may have ended since
+                self.file.write(json.dumps(line) + "\n")
 
     def log(self, step: int, **values: float) -> None:
         """Record one step's metrics."""
@@ -83,10 +85,9 @@ class Run:
             self.write(kind="metrics", step=step, time=now(), values=values)
 
     def keep_looking(self) -> None:
-        look = 0
         while not self.over.wait(LOOK):
-            look += 1
-            self.log(look, **usage(self.device))
+            self.look += 1
+            self.log(self.look, **usage(self.device))
 
     def __enter__(self) -> "Run":
         return self
@@ -97,7 +98,8 @@ class Run:
         status = "FINISHED" if kind is None else "KILLED" if kind is Interrupted else "FAILED"
         self.over.set()
         self.write(kind="end", status=status, time=now())
-        self.file.close()
+        with self.guard:
+            self.file.close()
 
 
 def read_record(path: Path) -> Lines:
@@ -107,6 +109,27 @@ def read_record(path: Path) -> Lines:
         with suppress(ValueError):
             lines.append(json.loads(text))
     return lines
+
+
+def of_machine(name: str) -> bool:
+    """Whether a metric is what a run took of its machine (pipeline/devices.py)."""
+    return name.startswith("system/")
+
+
+def stretches(lines: Lines) -> list[Lines]:
+    """A record's lines by the process that wrote them: one began the run, others went on with it."""
+    found: list[Lines] = []
+    for line in lines:
+        if line["kind"] == "again" or not found:
+            found.append([])
+        found[-1].append(line)
+    return found
+
+
+def seconds(lines: Lines) -> float:
+    """How long the processes of a record worked, the pauses between them apart."""
+    times = [[line["time"] for line in part if "time" in line] for part in stretches(lines)]
+    return sum(part[-1] - part[0] for part in times if part) / 1000
 
 
 def was_killed(path: Path) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.catalogue import STAGES
 from pipeline.errors import UserError
 from pipeline.files import Arrays, read_arrays, write_bytes
+from pipeline.track import of_machine, read_record
 from reports.pictures import GRID, POINTS, ROW
 from reports.scores import Results
 
@@ -24,8 +25,11 @@ PARTS = ("train", "validation", "test")
 
 
 def of_data(path: Path, _: bool) -> Arrays:
-    found = read_arrays(path, (), ("test", *(f"{part}_{what}" for part in PARTS for what in ("images", "labels"))))
-    counts = {"test": POINTS} | {f"{part}_images": GRID**2 for part in PARTS}  # labels are counted, so all stay
+    names = (f"{part}_{what}" for part in PARTS for what in ("images", "labels", "count"))
+    found = read_arrays(path, (), ("test", *names))
+    counts = {"test": POINTS} | {f"{part}_images": GRID**2 for part in PARTS}  # labels are counted: all stay
+    for part in [part for part in PARTS if f"{part}_images" in found and f"{part}_labels" not in found]:
+        found.setdefault(f"{part}_count", np.empty((len(found[f"{part}_images"]), 0), np.uint8))  # a shape alone
     return {name: array[:counts.get(name)] for name, array in found.items()}
 
 
@@ -67,12 +71,11 @@ def entries(results: Results) -> Iterator[tuple[Path, bytes]]:
 
 def ended(record: Path) -> bytes:
     """The lines of the record of a run that ended well, but for its curves; what the machine told of itself stays."""
-    lines = record.read_text().splitlines(keepends=True) if record.exists() else []
-    known = [json.loads(line) for line in lines]
-    if not known or known[-1].get("status") != "FINISHED":
+    lines = read_record(record) if record.exists() else []
+    if not lines or lines[-1].get("status") != "FINISHED":
         return b""
-    return "".join(line for line, each in zip(lines, known, strict=True)
-                   if each["kind"] != "metrics" or any(name.startswith("system/") for name in each["values"])).encode()
+    return "".join(json.dumps(line) + "\n" for line in lines
+                   if line["kind"] != "metrics" or any(map(of_machine, line["values"]))).encode()
 
 
 def npz(arrays: Arrays) -> bytes:

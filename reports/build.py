@@ -7,6 +7,7 @@ import argparse
 from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 
 import pandas as pd
 from jinja2 import StrictUndefined, Template
@@ -21,10 +22,11 @@ from reports.verdicts import VERDICTS
 from reports.words import PAPER
 
 
-def render(profile: str, build: Path, page: Path) -> None:
-    """Write the page and everything beside it."""
+def render(profile: str, build: Path, page: Path, shown: tuple[Path, Path] | None = None) -> None:
+    """Write the page and everything beside it; `shown` are the results and the page that its command names."""
     out, title = page.parent, f"Reproduction of “{PAPER['title']}”"
-    again = f"python -m fce report --profile {profile} --build {build} --out {page}"
+    results, target = (quote(str(path)) for path in shown or (build, page))
+    again = f"python -m fce report --profile {profile} --build {results} --out {target}"
     with unpacked(build) as folder:
         sections = content(profile, folder, out, again)
     source = Path(__file__).with_name("template.html.j2").read_text("utf-8")

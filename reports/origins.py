@@ -1,6 +1,5 @@
 """Where numbers come from, and why some are missing: the records and logs below build/<profile>/."""
 
-import json
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -13,7 +12,7 @@ import pandas as pd
 from pipeline import mirror
 from pipeline.catalogue import STAGES
 from pipeline.errors import ERROR_LINE
-from pipeline.track import read_record, was_killed
+from pipeline.track import read_record, seconds, stretches, was_killed
 from reports.scores import Results, anchor
 
 KILLED = ("killed before it could say why, mostly by the kernel or a scheduler for want of memory or time; the same "
@@ -98,10 +97,9 @@ def provenance(results: Results) -> pd.DataFrame:
 def record(path: Path) -> dict[str, Any]:
     """A stage's provenance and, as `seconds`, its wall time, from its record; empty for one that has not ended."""
     with suppress(OSError, ValueError, KeyError, IndexError, TypeError):
-        lines = path.with_name(f"{path.name}.run.jsonl").read_text().splitlines()
-        first, last = json.loads(lines[0]), json.loads(lines[-1])
-        if last["kind"] == "end":
-            return first["provenance"] | {"seconds": round((last["time"] - first["time"]) / 1000, 1)}
+        lines = read_record(path.with_name(f"{path.name}.run.jsonl"))
+        if lines[-1]["kind"] == "end":
+            return lines[0]["provenance"] | {"seconds": round(seconds(lines), 1)}
     return {}
 
 
@@ -116,8 +114,9 @@ def costs(results: Results, experiments: Iterable[str]) -> dict[str, str]:
 
 
 def energy(record: Path) -> float:
-    """Joules that a run's GPU drew: its mean power, which it told each minute, for as long as the run took."""
-    lines = read_record(record)
-    watts = [line["values"][POWER] for line in lines if POWER in line.get("values", {})]
-    times = [line["time"] for line in lines if "time" in line]
-    return sum(watts) / len(watts) * (times[-1] - times[0]) / 1000 if watts else 0.0
+    """Joules that a run's GPU drew: its mean power, which it told each minute, for as long as its processes worked."""
+    joules = 0.0
+    for lines in stretches(read_record(record)):
+        if watts := [line["values"][POWER] for line in lines if POWER in line.get("values", {})]:
+            joules += sum(watts) / len(watts) * seconds(lines)
+    return joules

@@ -12,6 +12,7 @@ import pandas as pd
 from pipeline.catalogue import ROOT, SCORES, score
 from pipeline.files import Npz, write_bytes, write_json
 from pipeline.params import load
+from pipeline.schema.experiment import Experiment, ImageExperiment
 from reports import tables, verdicts
 from reports.blocks import Block, Figure, Section, Table, Text, plain
 from reports.origins import NOT_YET, costs, failures, left_over, provenance, why_missing
@@ -40,7 +41,8 @@ def content(profile: str, build: Path, out: Path, command: str) -> list[Section]
         again, sections = "2 small", [
             ("What this is", [Text(NOTES["small"])]), ("What holds", holds),
             ("Results", [*chain(*(pictures[each] for each in ("samples", "trajectories", "probe", "training")))]),
-            ("Every measure", measured), ("Scope", ran), ("Methodology", [Text(NOTES["methodology"])])]
+            ("Every measure", measured), ("Scope", ran),
+            ("Methodology", [Text(NOTES["methodology"]), *differs(results)])]
     else:
         again, sections = "2 quick", [
             (f"Results of the {profile} profile: not the paper's sizes", measured),
@@ -51,6 +53,12 @@ def content(profile: str, build: Path, out: Path, command: str) -> list[Section]
     rerun = f"snakemake --cores {again}    # everything\n{command}    # this page"
     sections = [(heading, without_empty(blocks)) for heading, blocks in sections]
     return [*sections, ("Provenance", sources(origins)), ("How to rerun", [Text(rerun, "code")])]
+
+
+def differs(results: Results) -> list[Block]:
+    """In what the images of the small profile are treated unlike those of the full one."""
+    images = (results.settings.experiments[results.profile][name] for _, name in experiments(results))
+    return [Text(NOTES["as_small"].format(each)) for each in images]
 
 
 def without_empty(blocks: list[Block]) -> list[Block]:
@@ -69,14 +77,21 @@ def drawn(results: Results, out: Path, why: Reason) -> dict[str, list[Block]]:
 
     toy, images = (results.settings.names(results.profile, kind) for kind in ("toy", "images"))
     # Figure 1 has a row for each density, and its variants have none: the first experiment of each source
-    sources = {results.settings.experiments[results.profile][name].data.source: name for name in reversed(toy)}
+    settings = results.settings.experiments[results.profile]
+    sources = {settings[name].data.source: name for name in reversed(toy)}
     rows = [name for name in toy if name in sources.values()]
     return {"fits": [figures.densities(results, rows, out, why), figures.errors(results, toy, out, why)] if toy else [],
             "samples": [figures.samples(results, experiment, out, why) for experiment in images],
             "trajectories": [draw(results, experiment, out, why) for experiment in images
-                             for draw in (trajectories.trajectory, trajectories.moments, trajectories.distortions)],
+                             for draw in (trajectories.trajectory, trajectories.moments, trajectories.distortions)
+                             if draw is not trajectories.distortions or by_classifier(settings[experiment])],
             "probe": [figures.probe(results, images, out, why)] if images else [],
             "training": [figures.training(results, experiment, out, why) for experiment in [*toy, *images]]}
+
+
+def by_classifier(experiment: Experiment) -> bool:
+    """Whether its Fréchet distances look through the data set's own classifier, which else is not trained."""
+    return isinstance(experiment, ImageExperiment) and experiment.fid.features == "classifier"
 
 
 def printed_tables(results: Results, why: Reason) -> list[Table]:
@@ -102,7 +117,8 @@ def of_the_paper(results: Results, why: Reason, pictures: dict[str, list[Block]]
     shown = [*pictures["fits"], *pictures["samples"], *pictures["trajectories"], *printed, *pictures["probe"], *built,
              *pictures["training"]]
     return [("What holds", holds), ("Scope", [Text(NOTES["scope"]), *ran]),
-            ("Methodology", [Text(NOTES["methodology"])]), ("Results", shown), ("Every measure", measured),
+            ("Methodology", [Text(NOTES["methodology"]), Text(NOTES["as_openai"])]), ("Results", shown),
+            ("Every measure", measured),
             ("What was easy", [Text(NOTES["easy"])]), ("What was difficult", [Text(NOTES["difficult"])])]
 
 
@@ -260,8 +276,9 @@ def sizes(results: Results, experiment: str) -> str:
     """How many images each part of an experiment's data holds; nothing of 2D points."""
     files = [Npz(path, ()) for path in results.found("data", experiment, ".npz").values()]
     parts = {name.removesuffix("_images"): file for file in files for name in file if name.endswith("_images")}
-    # an archive has all labels, but few images
-    counted = {part: f"{part}_labels" if f"{part}_labels" in file else f"{part}_images" for part, file in parts.items()}
+    # an archive has all labels, or a count, but few images
+    counted = {part: next(f"{part}_{what}" for what in ("labels", "count", "images") if f"{part}_{what}" in file)
+               for part, file in parts.items()}
     found = ", ".join(f"{file.header(counted[part])[0][0]:,} {part}" for part, file in parts.items())
     unlabelled = found and not any(name.endswith("_labels") for name in counted.values())
     return found + "; no labels, so no linear classification, and no distance by a classifier" * bool(unlabelled)

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from pipeline.catalogue import ROOT
 from pipeline.errors import UserError, errors_in_one_line
+from pipeline.mirror import relative
 from pipeline.params import PROFILES, load
 from reports import build
 from reports.archive import pack
@@ -28,7 +29,8 @@ def publish(profile: str, results: Path) -> None:
     archive = folder / "results.tar.xz"
     pack(Results(load(ROOT / "params.yaml"), profile, results), archive)
     with TemporaryDirectory() as place:
-        build.render(profile, archive, Path(place) / "index.html")
+        shown = Path(relative(archive)), Path("page/index.html")  # what a reader of the page has of it
+        build.render(profile, archive, Path(place) / "index.html", shown)
         for name in ("index.html", "scores.csv", *BESIDE.get(profile, ())):
             if (made := Path(place) / name).exists():  # a figure is not, where its inputs are missing
                 shutil.copyfile(made, folder / name)

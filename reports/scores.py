@@ -4,7 +4,7 @@ Of files below build/<profile>/ only those count that params.yaml names now; the
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -81,8 +81,9 @@ class Results:
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Of the score files, and of the curves of joint training."""
-        games = [of_game(curves(self, name, "joint"), self.profile, name)
-                 for name in self.settings.experiments[self.profile]]
+        games = [of_game(curves(self, name, "joint"), self.profile, name, {arm for arm in each.arms
+                         if not each.arms[arm].value_weight})
+                 for name, each in self.settings.experiments[self.profile].items()]
         return pd.concat([score_table(self.files[path] for path in self.files if path in self.named), *games],
                          ignore_index=True)
 
@@ -141,11 +142,15 @@ def curves(results: Results, experiment: str, stage: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def of_game(joint: pd.DataFrame, profile: str, experiment: str) -> pd.DataFrame:
-    """Scores of how each game went, from the curves of joint training, one below the other."""
+def of_game(joint: pd.DataFrame, profile: str, experiment: str, alone: Collection[str]) -> pd.DataFrame:
+    """Scores of how each game went, from the curves of joint training, one below the other.
+
+    Of arms in which the flow is `alone`, hearing nothing of V, the updates are counted.
+    """
     files = []
     for (seed, arm), run in joint.groupby(["seed", "arm"]) if len(joint) else []:
-        found = [{"name": name, "model": "ebm", "value": value} for name, value in of_curve(run).items()]
+        found = [{"name": name, "model": "ebm", "value": value} for name, value in of_curve(run).items()
+                 if arm not in alone or name in ("ebm_updates", "flow_updates")]
         files.append({"profile": profile, "experiment": experiment, "seed": seed, "arm": arm, "measure": "joint",
                       "scores": found})
     return score_table(files)

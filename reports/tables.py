@@ -65,14 +65,14 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
         lacking = sides[-1] if len(first) else sides[0]
         missing = why(experiment, lacking["arm"], lacking["measure"])
         bound, low, high = "bound" in claim, claim["low"], claim["high"]
-        verdict = bound_verdict(difference) if bound else ordering_verdict(difference, low, high)
+        verdict = bound_verdict(difference, high) if bound else ordering_verdict(difference, low, high)
         ended = conclusion(verdict, claim, experiment, missing)
-        if bound and len(by_ais := by_seed(scores, **(sides[0] | {"name": "bits_per_dim_ais"})) - others[0]):
+        if bound and others and len(by_ais := by_seed(scores, **(sides[0] | {"name": "bits_per_dim_ais"})) - others[0]):
             ended["Note"] = f"the certificate's difference; by AIS {estimate(by_ais)}"
         holds = int(((low < difference.means) & (difference.means < high)).sum())
         mark = f" {CAUTION}" * any((experiment, side["arm"]) in marked for side in sides)
-        rows.append({"Claim": claim["claim"] + mark, "Data": called(experiment), "Difference": estimate(difference),
-                     "Holds in": f"{holds} of {len(difference)}",
+        rows.append({"Claim": claim["claim"] + mark, "Data": called(experiment),
+                     "Value or difference": estimate(difference), "Holds in": f"{holds} of {len(difference)}",
                      "Seeds": links(difference.at.index, *places[0]), **ended,
                      "Where": claim["where"], "Protocol": claim["protocol"], "By seed": numbers[0],
                      "Minus": numbers[1] if others else [],
@@ -99,7 +99,7 @@ def criteria_table(entries: list[dict[str, Any]]) -> pd.DataFrame:
     """How each verdict is decided: protocol, tolerance and its reason."""
     rows = [{"Judged": entry.get("claim") or entry["title"], "Paper": entry["where"], "Protocol": entry["protocol"],
              "Reproduced if": f"within ± {entry['tolerance']}" if "cells" in entry else
-             "never; refuted if above 0" if "bound" in entry else
+             f"never; refuted if above {entry['high']}" if "bound" in entry else
              f"difference between {entry['low']} and {entry['high']}", "Reason": entry["reason"]}
             for entry in entries]
     return pd.DataFrame(rows).replace({r"between -inf and": "below", r"between (\S+) and inf": r"above \1"}, regex=True)

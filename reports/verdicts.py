@@ -134,17 +134,20 @@ def ordering_verdict(differences: Values, low: float, high: float) -> str:
     return "not reproduced" if mean + half <= low or mean - half >= high else "undetermined"
 
 
-def bound_verdict(differences: Values) -> str:
+def bound_verdict(differences: Values, high: float = 0.0) -> str:
     """The verdict on "the EBM's bits/dim are below Glow's", from a lower bound on the EBM's bits/dim minus Glow's.
 
-    `refuted` where the whole interval is above 0, else `not refuted`: nothing here bounds the EBM's bits/dim from
-    above. A seed alone without an error counts by its bound, which is certain enough by itself.
+    `refuted` where the whole interval is above `high`, else `not refuted`: nothing here bounds the EBM's bits/dim from
+    above; `undetermined` where it is no number. A seed alone without an error counts by its bound, which is certain
+    enough by itself.
     """
     mean, half = differences.interval()
     if not len(differences):
         return "not run"
-    certain = len(differences) == 1 and math.isnan(half)
-    return "refuted" if mean - (0.0 if certain else half) > 0 else "not refuted"
+    if mean == math.inf:  # and so is its half-width not known
+        return "refuted"
+    least = mean if len(differences) == 1 and math.isnan(half) else mean - half
+    return "undetermined" if math.isnan(least) else "refuted" if least > high else "not refuted"
 
 
 def refuse_quick(profiles: Iterable[str], *judged: str) -> None:

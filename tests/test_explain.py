@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.explain import explain, hidden
+from pipeline.explain import changed_in_vain, explain, hidden
 from pipeline.mistakes import ParamsError
 from pipeline.params import load, read
 
@@ -35,6 +35,12 @@ def test_a_value_is_explained_by_every_place_that_sets_it():
     for key in ("digit.joint.lr", "digits.joint.no_such_key", "nonsense", "defaults.images"):
         with pytest.raises(ParamsError):
             explain(RAW, key)
+
+
+def test_of_a_commit_with_a_broken_file_nothing_is_said(monkeypatch):
+    for text in ("a: [1", "a: 1\na: 2", "- 1"):
+        monkeypatch.setattr("pipeline.explain.git", lambda *_, text=text: text)
+        assert changed_in_vain(ROOT / "params.yaml") == []
 
 
 @pytest.mark.parametrize(("place", "over"), [

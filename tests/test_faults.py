@@ -141,6 +141,9 @@ def test_jobs_side_by_side_get_a_gpu_each(tmp_path, monkeypatch) -> None:
     assert [devices.take(range(3)) for _ in range(3)] == [0, 1, 2] and devices.take(range(3)) in (0, 1, 2)
     os.close(held[1])
     assert devices.take(range(3)) == 1 and devices.take([0]) == 0
+    os.close(held[5])
+    monkeypatch.setenv("LOCAL_RANK", "1")  # of torchrun, beside other jobs
+    assert devices.take([1, 2, 0]) == 2 and devices.take([1, 2, 0]) == 1
 
 
 @pytest.mark.parametrize(("group", "file", "text", "says"), [

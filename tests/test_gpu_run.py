@@ -147,6 +147,8 @@ def test_hours_and_the_quickest_mode(place):
     hours = times.hours()
     assert hours["svhn"]["pretrain"] == pytest.approx(100_000 * 0.001 / 3600)
     assert hours["cifar10"]["joint"] == pytest.approx((50_000 * 0.02 + 2000 * 0.01) / 3600)
+    assert hours["cifar10"]["frozen-flow"] == pytest.approx(52_000 * 0.01 / 3600)
+    assert hours["cifar10"]["mle-continued"] == pytest.approx((52_000 * 0.01 + 5 * 50_000 * 0.01) / 3600)
 
 
 def test_settings_are_read_and_a_plan_of_others_is_refused(place):

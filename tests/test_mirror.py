@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline import devices, mirror, track
+from reports.origins import POWER, energy
 
 
 def start(path: Path, key: str = "k") -> track.Run:
@@ -192,6 +193,36 @@ def test_a_record_tells_what_its_run_takes(tmp_path, monkeypatch) -> None:
              if line["kind"] == "metrics" and "V" not in line["values"]]
     assert len(taken) >= 3 and all(each["system/memory_usage_megabytes"] > 50 for each in taken)
     assert max(each["system/cpu_utilization_percentage"] for each in taken) >= 0
+
+
+def test_a_run_that_goes_on_adds_what_it_takes_and_its_pause_costs_nothing(tmp_path, monkeypatch) -> None:
+    path, clock = tmp_path / "joint.run.jsonl", iter(range(0, 10**9, 1000))
+    monkeypatch.setattr(track, "now", lambda: next(clock))
+    watts = {POWER: 100.0}
+    for looks in (3, 2):  # the first is killed
+        run = start(path)
+        run.over.set()
+        for _ in range(looks):
+            run.look += 1
+            run.log(run.look, **watts)
+        run.file.close()
+        for _ in range(50):  # a pause
+            next(clock)
+    lines = track.read_record(path)
+    assert [line["step"] for line in lines if line["kind"] == "metrics"] == [1, 2, 3, 4, 5]
+    assert track.seconds(lines) == 3 + 2 and energy(path) == 500
+    run.log(9, V=1.0)  # a look that took until after the end
+    assert track.read_record(path) == lines
+
+
+def test_a_record_of_a_stage_that_is_no_more_is_left_alone(tmp_path, uri, monkeypatch) -> None:
+    monkeypatch.setattr(mirror, "ROOT", tmp_path)
+    for name in ("joint", "baselines"):
+        path = tmp_path / f"build/quick/ring/{name}.run.jsonl"
+        record(path, range(2))
+        path.write_text(path.read_text().replace('"stage": "joint"', f'"stage": "{name}"'))
+    mirror.SENT.unlink(missing_ok=True)
+    assert mirror.main([]) == 0 and mirrored(uri)[0] == "FINISHED"
 
 
 def test_a_gpus_driver_is_asked_for_what_the_gpu_takes(tmp_path, monkeypatch) -> None:

@@ -1,6 +1,7 @@
 """What is published: results in one small file, from which the page is made anywhere."""
 
 import io
+import os
 import re
 import tarfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from tiny import ROOT
 from pipeline.files import read_arrays
 from reports import build, publish
 from reports.archive import pack, unpacked
+from reports.page import sizes
 from reports.pictures import POINTS
 from reports.scores import Results
 
@@ -105,11 +107,20 @@ def test_an_archive_keeps_the_arrays_that_the_figures_show(of_first, shown, tmp_
     assert one == other
 
 
+def test_an_archive_knows_how_many_images_without_labels_there_were(made, tmp_path):
+    np.savez(made / "quick" / "digits" / "data.npz", test_images=np.ones((70, 8, 8, 1), np.uint8))
+    archive = packed(made, packed(made, tmp_path / "results.tar.xz"))  # of itself and more
+    with unpacked(archive) as folder:
+        assert sizes(Results(SETTINGS, "quick", folder), "digits").startswith("70 test; no labels")
+
+
 def test_what_runs_still_is_not_archived(made, tmp_path):
     record = made / "quick" / "ring" / "seed-0" / "mle" / "density.run.jsonl"
     record.write_text('{"kind": "run", "time": 0}\n')
     with tarfile.open(packed(made, tmp_path / "results.tar.xz")) as tar:
         assert record.relative_to(made).as_posix() not in tar.getnames()
+    record.write_text('{"kind": "run", "time": 0}\n{"kind": "metr')  # its last line cut off by a kill
+    packed(made, tmp_path / "results.tar.xz")
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", None])
@@ -135,6 +146,9 @@ def test_publishing_writes_page_scores_and_archive(made, tmp_path, monkeypatch, 
     assert publish.main(["--profile", "quick", "--build", str(made)]) == 0
     assert sorted(path.name for path in (tmp_path / "published" / "quick").iterdir()) == [
         "index.html", "results.tar.xz", "scores.csv"]
+    page = (tmp_path / "published" / "quick" / "index.html").read_text()
+    archive = os.path.relpath(tmp_path / "published" / "quick" / "results.tar.xz", ROOT)
+    assert f"--build {archive} --out page/index.html" in page  # which a reader has, and no folder of this machine's
     assert publish.main(["--profile", "full", "--build", str(made)]) == 2
     assert "has no results of the full profile" in capsys.readouterr().err
 

@@ -23,7 +23,7 @@ from reports import build, figures, origins, scores, tables, verdicts
 from reports.page import better, cautions
 from reports.scores import Results, shown
 from reports.verdicts import Values
-from reports.words import NOTES, PAPER, called
+from reports.words import NOTES, PAPER, called, claims_of
 
 SETTINGS = load(ROOT / "params.yaml")
 TABLE1, TABLE2 = PAPER["values"]
@@ -187,7 +187,7 @@ def test_a_seed_alone_is_marked_and_explained(tmp_path):
     assert ours.tolist() == ["3.350 ± 0.020 (one seed)", "2.175 ± 0.066", "2.250"]
     claims = tables.claims_table(found, PAPER["claims"], why).set_index(["Claim", "Data"])
     cost = claims.loc[("Joint training costs Glow a little likelihood", "CIFAR-10")]
-    assert cost[["Difference", "Verdict"]].tolist() == ["0.100 ± 0.028 (one seed)", "reproduced"]
+    assert cost[["Value or difference", "Verdict"]].tolist() == ["0.100 ± 0.028 (one seed)", "reproduced"]
     here = shown(found, "cifar10")
     by_model, by_seed = (tables.table(here, "results", rows) for rows in (["Model"], ["Model", "Seed"]))
     assert by_model["bits/dim"].tolist() == ["3.350 ± 0.020 (one seed)", "3.450 ± 0.020 (one seed)"]
@@ -280,7 +280,9 @@ def test_ebm_likelihood_is_never_confirmed(tmp_path):
         ([0.02, 0.021], 0.01, "not refuted"),  # the error over test images reaches below 0
         ([-0.02, 0.021], math.nan, "not refuted"),
         ([-0.02, -0.021], math.nan, "not refuted"),
-        ([0.02, math.nan], math.nan, "not refuted"),
+        ([0.02, math.nan], math.nan, "undetermined"),
+        ([math.nan], math.nan, "undetermined"),
+        ([math.inf, 0.02], math.nan, "refuted"),  # a lower bound of infinity
         ([0.02], math.nan, "refuted"),  # its 99 % hold for a seed alone
         ([0.02], 0.015, "not refuted"),  # on these images, but maybe not on others
     ],
@@ -364,9 +366,9 @@ def test_label_counts_are_averaged_and_convergence_is_counted(tmp_path):
             "mse_ema": [1.0, 0.19, 0.3, 1.0, 0.5, 0.4],
         }
     )
-    found = scores.of_game(runs, "full", "ring")
+    found = scores.of_game(runs, "full", "ring", ())
     assert set(found.loc[found["name"] == "updates_to_converge", "value"]) == {100.0, 150.0}  # never: the whole budget
-    images = scores.of_game(runs.drop(columns="mse_ema"), "full", "svhn")
+    images = scores.of_game(runs.drop(columns="mse_ema"), "full", "svhn", ())
     assert set(images["name"]) == {"ebm_updates"} and set(images["value"]) == {150.0}
 
 
@@ -374,12 +376,15 @@ def test_a_game_whose_turns_a_cap_ended_or_that_was_below_chance_is_marked():
     runs = pd.DataFrame({
         "seed": [0, 0, 1], "arm": ["joint", "joint", "one-to-one"], "ebm_updates": [5, 10, 10], "turns": [2, 4, 9],
         "capped": [0, 1, None], "mean_value": [-3.0, -2.0, -1.0], "mean_below_chance": [1.0, 0.75, 0.5]})
-    table = tables.table(shown(scores.of_game(runs, "full", "digits"), "digits"), "game", ["Model"]).set_index("Model")
+    found = shown(scores.of_game(runs, "full", "digits", ()), "digits")
+    table = tables.table(found, "game", ["Model"]).set_index("Model")
     capped, below = table["turns ended by a cap"], table["updates with V below chance"]
     assert capped.to_list()[0].startswith("0.2500") and "†" in capped.iloc[0] and capped.iloc[1] == "–"
     assert "†" in below.iloc[0] and "†" not in below.iloc[1]
     assert table["mean V"].iloc[0].startswith("−2.000")  # of the last row
     assert len(table.attrs["cautions"]) == 2
+    listening = scores.of_game(runs, "full", "digits", {"joint"})  # to nothing: its flow learns by likelihood alone
+    assert set(listening.loc[listening["arm"] == "joint", "name"]) == {"ebm_updates"} < set(listening["name"])
 
 
 def test_floors_stand_in_the_column_of_their_measure():
@@ -408,7 +413,7 @@ def test_few_labels_are_those_up_to_the_claims_limit(tmp_path):
     found = pd.concat([scores_of(tmp_path / "100"), scores_of(tmp_path / "5000")])
     claim = next(claim for claim in PAPER["claims"] if "supervised" in claim["claim"])
     row = tables.claims_table(found, [claim], why).iloc[0]
-    assert row[["Difference", "Verdict"]].tolist() == ["0.1000 ± 0", "reproduced"]
+    assert row[["Value or difference", "Verdict"]].tolist() == ["0.1000 ± 0", "reproduced"]
     table = tables.table(shown(found, "svhn"), "probe", ["Labels"])
     assert list(table) == ["Labels", "features (ours)", "network (supervised)", "Seeds"]
 
@@ -712,3 +717,17 @@ def test_neither_torch_nor_mlflow_is_imported():
     check = ("import sys, reports.build, reports.page, reports.figures; "
              "sys.exit(bool({'torch', 'mlflow'} & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("profile", ["full", "small"])
+def test_a_control_of_the_same_rate_has_it(profile):
+    checked = 0
+    for claim in claims_of(profile):
+        same = "at the same rate" in claim["protocol"] and not (profile == "small" and "`small`" in claim["protocol"])
+        if same and claim["second"]["arm"] == "mle-continued":
+            for experiment in claim["experiments"]:
+                arms = SETTINGS.experiments[profile][experiment].arms
+                game, control = arms[claim["first"]["arm"]], arms["mle-continued"]
+                assert (game.flow_lr, game.decay) == (control.flow_lr, control.decay), (claim["claim"], experiment)
+                checked += 1
+    assert checked >= 2

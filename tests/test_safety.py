@@ -310,7 +310,7 @@ def test_clean_removes_what_the_project_made_and_nothing_else(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/mine").touch()
-    made = ["build/quick/ring/data.npz", ".snakemake/log", "mlflow.db"]
+    made = ["build/quick/ring/data.npz", ".snakemake/log", "mlflow.db", "mlartifacts/1/a", "dvc_plots/index.html"]
     kept = [
         "reports/published/quick/index.html",
         "params.yaml",

@@ -97,6 +97,17 @@ def test_a_stage_that_was_killed_says_so(place: Place) -> None:
     assert "ended without a word" in " ".join(place.said.split())
 
 
+def test_a_stage_that_is_tried_again_counts_once(place: Place) -> None:
+    place.tell(LogEvent.RUN_INFO, stats={"joint": 1})
+    place.start(1, "digits/seed-0/joint/joint.log", MISSING)
+    place.tell(LogEvent.JOB_ERROR, "Error", logging.ERROR, jobid=1)
+    place.start(1, "digits/seed-0/joint/joint.log")
+    place.tell(LogEvent.JOB_FINISHED, job_id=1)
+    place.screen.close_run()
+    told = " ".join(place.said.split())
+    assert "failed: " in told and "1/1 digits/seed-0/joint joint 0:00:00" in told and "1 stages in" in told
+
+
 def test_another_loggers_terminal_is_left_alone() -> None:
     log, handler = logging.Logger("engine"), logging.StreamHandler()
     log.addHandler(handler)

@@ -145,6 +145,12 @@ def test_an_own_copy_stands_in_for_the_official_archive_where_that_is_not_at_han
     assert images.official("cifar10")["train_images"].shape == (6, 32, 32, 3)
     (tmp_path / "cifar-10-python.tar.gz").touch()
     assert own_data("cifar10") is None
+    (tmp_path / "cifar-10-batches-py").mkdir()  # which says nothing of SVHN
+    (tmp_path / "svhn.npz").touch()
+    assert own_data("svhn") == tmp_path / "svhn.npz"
+    (tmp_path / "svhn").mkdir()
+    (tmp_path / "svhn/train_32x32.mat").touch()  # where files are looked for, too
+    assert own_data("svhn") is None
 
 
 def test_a_curve_counts_the_longest_row_of_saturated_updates(place):
