@@ -69,11 +69,20 @@ def asked(raw: dict[str, Any], words: Keys) -> list[tuple[str, str, Keys]]:
     return [(profile, name, words) for profile in profiles for name in names if name in raw[profile]["experiments"]]
 
 
+def values_of(raw: dict[str, Any], profile: str, name: str, keys: Keys) -> list[Keys]:
+    """The keys of every value in the section at `keys`; of a value, its own."""
+    below = dict.fromkeys(rest for place in places(raw, profile, name, keys) for rest, _ in leaves(at(raw, place)))
+    return [(*keys, *rest) for rest in below] or [keys]
+
+
 def explain(raw: dict[str, Any], key: str) -> str:
-    """Every place that sets a value, for each profile and experiment that has it."""
+    """Every place that sets a value, or each value of a section, for each profile and experiment that has it."""
     lines = []
-    for profile, name, keys in asked(raw, tuple(key.split("."))):
+    for profile, name, keys in [(profile, name, keys) for profile, name, section in asked(raw, tuple(key.split(".")))
+                                for keys in values_of(raw, profile, name, section)]:
         found, own = places(raw, profile, name, keys), own_of_arms(raw, profile, name, keys)
+        if keys[:1] == ("arms",):  # an arm begins as the section `joint`
+            found = places(raw, profile, name, ("joint", *keys[2:])) + found
         own = {arm: where for arm, where in own.items() if where}
         if found or own:
             lines.append(f"{profile}, {name}.{'.'.join(keys)}:")

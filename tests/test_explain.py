@@ -32,6 +32,10 @@ def test_a_value_is_explained_by_every_place_that_sets_it():
     said = explain(RAW, "experiments.digits.joint.flow_lr").splitlines()
     assert "(in force, but for tilted, mle-continued, residual)" in said[1] and "0.0001   (of mle-continued)" in said[3]
     assert load(ROOT / "params.yaml").experiments["full"]["digits"].arms["mle-continued"].flow_lr == 1e-4
+    whole = explain(RAW, "experiments.digits.joint").splitlines()  # each of its values
+    assert all(line in whole for line in said) and "full, digits.joint.batch:" in whole
+    said = explain(RAW, "experiments.cifar10.arms.joint.flow_lr")
+    assert said.startswith("full, cifar10.arms.joint.flow_lr:\n  defaults.images.joint.flow_lr") and "in force" in said
     for key in ("digit.joint.lr", "digits.joint.no_such_key", "nonsense", "defaults.images"):
         with pytest.raises(ParamsError):
             explain(RAW, key)

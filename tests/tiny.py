@@ -27,7 +27,8 @@ TINY = {
         "ring": {
             "pretrain": {"steps": 20, "validate_every": 20},
             "joint": {"ebm_updates": 20, "warm_start": 0, "log_every": 10},
-            "arms": {"joint-from-random": {"head_start": 4}},
+            "arms": {"joint": {"warm_start": 10}, "joint-from-random": {"head_start": 4},
+                     "frozen-flow": {"warm_start": 10}},
             "density": {"points": [40, 20], "plot_points": 20},
         },
         "digits": {
