@@ -69,17 +69,18 @@ def asked(raw: dict[str, Any], words: Keys) -> list[tuple[str, str, Keys]]:
     return [(profile, name, words) for profile in profiles for name in names if name in raw[profile]["experiments"]]
 
 
-def values_of(raw: dict[str, Any], profile: str, name: str, keys: Keys) -> list[Keys]:
-    """The keys of every value in the section at `keys`; of a value, its own."""
-    below = dict.fromkeys(rest for place in places(raw, profile, name, keys) for rest, _ in leaves(at(raw, place)))
-    return [(*keys, *rest) for rest in below] or [keys]
+def one_by_one(raw: dict[str, Any], words: Keys) -> Iterator[tuple[str, str, Keys]]:
+    """As `asked`, but of a section each of its values."""
+    for profile, name, keys in asked(raw, words):
+        set_at = places(raw, profile, name, keys)
+        for below in dict.fromkeys(below for place in set_at for below, _ in leaves(at(raw, place))) or [()]:
+            yield profile, name, (*keys, *below)
 
 
 def explain(raw: dict[str, Any], key: str) -> str:
     """Every place that sets a value, or each value of a section, for each profile and experiment that has it."""
     lines = []
-    for profile, name, keys in [(profile, name, keys) for profile, name, section in asked(raw, tuple(key.split(".")))
-                                for keys in values_of(raw, profile, name, section)]:
+    for profile, name, keys in one_by_one(raw, tuple(key.split("."))):
         found, own = places(raw, profile, name, keys), own_of_arms(raw, profile, name, keys)
         if keys[:1] == ("arms",):  # an arm begins as the section `joint`
             found = places(raw, profile, name, ("joint", *keys[2:])) + found
