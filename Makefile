@@ -9,7 +9,7 @@ IS_OURS = import sys; sys.exit(sys.version_info[:2] != (3, 11))
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 help:  ## list the verbs
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@awk -F ':.*## *' '/^[a-z-]+:.*##/ {printf "%-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/installed: envs/requirements.lock envs/bootstrap.lock
 	@"$(PYTHON)" -c '$(IS_OURS)' || { echo "$(PYTHON) is $$("$(PYTHON)" -V 2>&1), and the locked environment is of" \

@@ -1,8 +1,8 @@
 """The results that README.md and docs/findings.md tell, from what is published: `python -m reports.readme` writes them.
 
 A block stands between a line `<!-- table: NAME -->` or `<!-- count: NAME -->` and `<!-- end -->`, NAME one of BLOCKS.
-A number in a sentence is a link to the published page, whose title says what it is: `EXPERIMENT ARM MODEL SCORE`, at
-a number of labels `SCORE/LABELS`; paired by seed, `… minus ARM MODEL` or `… minus ARM MODEL SCORE`. Nobody edits these.
+A number in a sentence is a link to its table on the published page, whose title says what it is: `EXPERIMENT ARM
+MODEL SCORE`, at a number of labels `SCORE/LABELS`; paired by seed, `… minus ARM MODEL` or `… minus ARM MODEL SCORE`. Nobody edits these.
 """
 
 import json
@@ -24,13 +24,14 @@ from reports.archive import unpacked
 from reports.blocks import markdown_table
 from reports.origins import costs, provenance
 from reports.page import verdict_counts
-from reports.scores import Results, by_seed
+from reports.scores import Results, by_seed, column
+from reports.tables import TRADED
 from reports.verdicts import Values, estimate, number
 
 TEXTS = (ROOT / "README.md", ROOT / "docs" / "findings.md")
 PUBLISHED = Path(__file__).with_name("published")
 BLOCK = re.compile(r"(<!-- (?:table|count): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-LINK = re.compile(r'\[[^\]]*\](\(\S*published/(\w+)/index\.html\S* "([^"]+)"\))')
+LINK = re.compile(r'\[[^\]]*\]\((\S*published/(\w+)/index\.html)\S* "([^"]+)"\)')
 
 
 class Column(NamedTuple):
@@ -67,11 +68,11 @@ def table(scores: pd.DataFrame, heading: str, rows: dict[str, tuple[str, str]], 
         if (experiment, arm) not in ran:
             continue
         cells = {heading: words}
-        for column in columns:
-            keys = {"experiment": experiment, "arm": arm, "name": column.name, "model": column.model}
+        for each in columns:
+            keys = {"experiment": experiment, "arm": arm, "name": each.name, "model": each.model}
             values = by_seed(scores, **{key: value for key, value in keys.items() if value})
-            cells[column.words] = (number(column.worst(values.means)) if column.worst and len(values) else
-                                   estimate(values))
+            cells[each.words] = (number(each.worst(values.means)) if each.worst and len(values) else
+                                 estimate(values))
         frame.append(cells)
     return markdown_table(pd.DataFrame(frame)) if frame else "Not run with this version yet."
 
@@ -173,7 +174,18 @@ def filled(texts: list[str], every: dict[str, Results]) -> list[str]:
         raise UserError(f"{' and '.join(path.name for path in TEXTS)} have blocks {found}, but reports/readme.py makes "
                         f"{list(BLOCKS)}: each once, between <!-- table: NAME --> and <!-- end -->")
     texts = [BLOCK.sub(lambda block: f"{block[1]}\n{BLOCKS[block[2]](every)}\n\n{block[3]}", text) for text in texts]
-    return [LINK.sub(lambda link: f"[{told(every[link[2]], link[3])}]{link[1]}", text) for text in texts]
+    return [LINK.sub(lambda link: linked(link[1], link[3], every[link[2]]), text) for text in texts]
+
+
+def linked(page: str, what: str, results: Results) -> str:
+    """A number as a link to the table that has it, or has the two that it is the difference of; in Markdown."""
+    experiment, _, _, name, *minus = re.split("[ /]", what)
+    table = column(name)["table"]
+    if minus[-3:] == ["minus", "mle", "flow"] and name in TRADED:
+        table = "trade"
+    elif table == "results":
+        table = "toy" if experiment in results.settings.names(results.profile, "toy") else "images"
+    return f'[{told(results, what)}]({page}{table and f"#{experiment}-{table}"} "{what}")'
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from reports.verdicts import (
 )
 from reports.words import called
 
+TRADED = ("frechet_inception_distance", "frechet_distance", "bits_per_dim")  # Glow's, after joint training minus before
 TABLES = {  # of an experiment, in order: the catalogue's name, the title, and what makes a row
     "results": ("Results", "Model"), "game": ("The game between the two players", "Model"),
     "modes": ("Mass of each mode, against the truth's", "Model"),
@@ -139,7 +140,7 @@ def trade_table(every: pd.DataFrame, rows: list[str]) -> pd.DataFrame:
     trained = set(flows["arm"]) - {"mle"}
     for arm in [arm for arm in ARMS if arm in trained]:
         words = ARMS[arm].words + f" {CAUTION}" * (arm in marked)
-        for name in ("frechet_inception_distance", "frechet_distance", "bits_per_dim"):
+        for name in TRADED:
             change = by_seed(flows, arm=arm, name=name) - by_seed(flows, arm="mle", name=name)
             each = zip(change.at.index, change.means, change.errors, change.shared > 0, strict=True)
             changes += [(words, seed, *column(name).values(), None, seed, *numbers)

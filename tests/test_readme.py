@@ -40,6 +40,15 @@ def test_the_texts_say_what_is_published(every) -> None:
         assert len(re.findall(rf"^\| {heading} \|", texts[0], re.MULTILINE)) == (heading in ran)
 
 
+def test_a_number_leads_to_its_table() -> None:
+    for path in readme.TEXTS:
+        links = re.findall(r"published/(\w+)/index\.html(?:#(\S+))? ", path.read_text("utf-8"))
+        named = [(profile, place) for profile, place in links if place]
+        assert len(named) > 0.8 * len(links)  # Figure 2 has numbers that no table has
+        for profile, place in named:
+            assert f'id="{place}"' in (readme.PUBLISHED / profile / "index.html").read_text("utf-8")
+
+
 def test_published_scores_stand_on_the_published_pages(every) -> None:
     """With six digits, in the row of their stage."""
     for profile, results in every.items():
