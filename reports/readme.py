@@ -2,7 +2,8 @@
 
 A block stands between a line `<!-- table: NAME -->` or `<!-- count: NAME -->` and `<!-- end -->`, NAME one of BLOCKS.
 A number in a sentence is a link to its table on the published page, whose title says what it is: `EXPERIMENT ARM
-MODEL SCORE`, at a number of labels `SCORE/LABELS`; paired by seed, `… minus ARM MODEL` or `… minus ARM MODEL SCORE`. Nobody edits these.
+MODEL SCORE`, at a number of labels `SCORE/LABELS`; paired by seed, `… minus ARM MODEL` or `… minus ARM MODEL SCORE`.
+Nobody edits these.
 """
 
 import json
