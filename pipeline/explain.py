@@ -10,11 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml.error import YAMLError
-
 from pipeline.errors import errors_in_one_line
 from pipeline.mistakes import ParamsError, suggestion
-from pipeline.params import PROFILES, kind_of, parse, read, resolved
+from pipeline.params import PROFILES, kind_of, parse_if_whole, read, resolved
 from pipeline.provenance import git
 
 Keys = tuple[str, ...]
@@ -134,10 +132,7 @@ def changed_in_vain(path: Path) -> list[str]:
     old = git("show", f"HEAD:./{path.name}")
     if not old or old == path.read_text(encoding="utf-8").strip():
         return []
-    try:
-        before = parse(old)
-    except YAMLError:  # the commit was of a broken file: nothing can be said of what changed since
-        return []
+    before = parse_if_whole(old)
     return hidden(read(path), before) if isinstance(before, dict) else []
 
 

@@ -103,13 +103,13 @@ class Server:
 
     def waits(self, path: Path, lines: Lines) -> bool:
         """Whether something of the record is not there yet, or stands in a run that another one has replaced."""
-        model = model_of(lines[0]["tags"])
-        if model.arm not in ARMS and all(line["kind"] != "metrics" for line in lines):
-            return False  # of the data, or a download: no model's, and without a number
+        tags, silent = lines[0]["tags"], all(line["kind"] != "metrics" for line in lines)
+        if tags["stage"] not in STAGES or (silent and model_of(tags).arm not in ARMS):
+            return False  # of an older version; or of the data, or a download: no model's, and without a number
         have = self.sent.get(relative(path), {})
         whole = have.get("id") == lines[0]["id"] and have["lines"] >= len(lines)
         files = have.get("files") or lines[-1]["kind"] != "end"
-        return not (whole and files) or have["run"] != self.sent.get(model.key, have)["run"]
+        return not (whole and files) or have["run"] != self.sent.get(model_of(tags).key, have)["run"]
 
     def experiment(self, name: str) -> str:
         """The id of MLflow's experiment, made where it is not there, restored where a user has deleted it."""
@@ -282,9 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = 0
     for _ in range(2):  # a record that begins its model's run anew leaves those sent before it in the old one
         server, records = Server(uri), {path: read_record(path) for path in (ROOT / "build").rglob("*.run.jsonl")}
-        waiting = [path for path, lines in records.items()
-                   if lines and lines[0]["tags"]["stage"] in STAGES  # an older version's may have another
-                   and server.waits(path, lines)]
+        waiting = [path for path, lines in records.items() if lines and server.waits(path, lines)]
         waiting.sort(key=lambda path: records[path][0]["time"])  # a model's run begins with its training
         sent = 0
         for path in waiting:

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,13 @@ def load(path: str | Path = "params.yaml") -> Params:
 def parse(text: Any) -> Any:
     """YAML 1.2, as plain content; a text or an open file."""
     return YAML(typ="safe", pure=True).load(text)
+
+
+def parse_if_whole(text: str) -> Any:
+    """As `parse`; nothing of a text that is no YAML."""
+    with suppress(YAMLError, ValueError):
+        return parse(text)
+    return None
 
 
 def read(path: Path) -> Any:
