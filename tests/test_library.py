@@ -61,6 +61,15 @@ def test_a_tilted_ebm_plays_and_is_a_density_then() -> None:
         fce.play(flow, fce.Tilted((3, 8, 8), widths=(8, 8)), x, fce.Settings(warm_start=5))
 
 
+def test_a_residual_ebm_keeps_the_flow_as_it_was_and_that_flow_plays_on() -> None:
+    x = torch.randn(300, 2)
+    flow = fce.Glow((2,), levels=1, steps=2, width=16, layers="fc", input="identity")
+    fce.fit_glow(flow, x, steps=5)
+    before, energy = flow.log_prob(x).detach(), fce.Residual(flow, (2,), layers="fc", widths=(16,))
+    fce.play(flow, energy, x, fce.Settings(ebm_updates=10))
+    assert not torch.equal(flow.log_prob(x), before) and energy.base and torch.equal(energy.base.log_prob(x), before)
+
+
 def test_the_games_settings_are_those_of_2d_densities() -> None:
     joint = read_yaml(ROOT / "params.yaml")["defaults"]["toy"]["joint"]
     own = vars(fce.Settings())
