@@ -29,7 +29,8 @@ MEMORY = memory()
 SLICES = {path: text for profile, names in PARAMS.experiments.items() for name in names
           for path, text in PARAMS.slices(profile, name).items()}
 
-ASKED = next((name for name in PROFILES if any(name in re.split("[/_]", argument) for argument in sys.argv[1:])), "full")  # the profile
+WORDS = {word for argument in sys.argv[1:] for word in re.split("[/_]", argument)}
+ASKED = next((name for name in PROFILES if name in WORDS), "full")  # the profile
 PAGE = Path(f"build/report/{ASKED}/index.html")
 SAID, SCREEN = workflow.output_settings, None
 if workflow.is_main_process and not (SAID.dryrun or SAID.verbose or SAID.printshellcmds or SAID.log_handler_settings

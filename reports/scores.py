@@ -81,9 +81,10 @@ class Results:
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Of the score files, and of the curves of joint training."""
-        games = [of_game(curves(self, name, "joint"), self.profile, name, {arm for arm in each.arms
-                         if not each.arms[arm].value_weight})
-                 for name, each in self.settings.experiments[self.profile].items()]
+        games = []
+        for name, experiment in self.settings.experiments[self.profile].items():
+            alone = [arm for arm, game in experiment.arms.items() if not game.value_weight]
+            games.append(of_game(curves(self, name, "joint"), self.profile, name, alone))
         return pd.concat([score_table(self.files[path] for path in self.files if path in self.named), *games],
                          ignore_index=True)
 
