@@ -78,25 +78,22 @@ class ScoreFile(BaseModel):
 
 
 def standard_error(*samples: "Tensor") -> float | None:
-    """Of the mean of the samples' means, by the bootstrap, which draws each sample [n] again by itself.
+    """Of the mean of the samples' means: each sample [n] of independent values has sd / sqrt(n).
 
-    One value has none, nor have values that are not all finite. Of answers that are all wrong, or all right, the
-    bootstrap knows no error: theirs is a 1.96th of what Wilson's interval leaves open. The resampling has a fixed seed:
-    the same values have the same error.
+    One value has none, nor have values that are not all finite.
     """
-    from scipy.stats import binomtest, bootstrap  # takes a second to import
-
     if min(map(len, samples)) < 2 or not all(x.isfinite().all() for x in samples):
         return None
+    return math.hypot(*(wilson(x) if (x == 0).all() or (x == 1).all() else x.double().std().item() / math.sqrt(len(x))
+                        for x in samples)) / len(samples)
 
-    def statistic(*drawn: np.ndarray, axis: int) -> np.ndarray:
-        return np.mean([x.mean(axis) for x in drawn], 0)
 
-    found = bootstrap([x.double().cpu().numpy() for x in samples], statistic, n_resamples=1000, batch=50,
-                      method="percentile", rng=np.random.default_rng(0))
-    alike = (binomtest(int(x.sum()), len(x)).proportion_ci(method="wilson")
-             for x in samples if (x == 0).all() or (x == 1).all())
-    return math.hypot(found.standard_error, *((each.high - each.low) / 1.96 / len(samples) for each in alike))
+def wilson(answers: "Tensor") -> float:
+    """The error of answers that are all wrong, or all right, whose spread is 0: a 1.96th of Wilson's interval."""
+    from scipy.stats import binomtest  # takes a second to import, and few need it
+
+    interval = binomtest(int(answers.sum()), len(answers)).proportion_ci(method="wilson")
+    return (interval.high - interval.low) / 1.96
 
 
 def mean_score(name: str, model: Model, values: "Tensor", protocol: str, **others: Any) -> Score:
