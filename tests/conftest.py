@@ -2,10 +2,13 @@
 
 import os
 
-import pytest
-import torch
+for library in ("OMP", "OPENBLAS"):  # read when torch and numpy are loaded, here and in what a test starts: on a busy
+    os.environ[f"{library}_NUM_THREADS"] = "1"  # machine threads that wait for one another made 9 seconds six minutes
 
-from pipeline import mirror
+import pytest  # noqa: E402 - after the lines above
+import torch  # noqa: E402
+
+from pipeline import mirror  # noqa: E402
 
 FIRST = ("test_engines", "test_grain", "test_resume", "test_faults")  # the longest files: the workers then end together
 FAST = {"test_compare", "test_energy", "test_explain", "test_flow", "test_house", "test_intervals", "test_objective",
