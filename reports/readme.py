@@ -59,7 +59,8 @@ IMAGES = [Column("bits/dim of Glow", "bits_per_dim", "flow"), Column("FD of its 
 IMAGES_ROWS = {  # words: arm
     "Glow by maximum likelihood": "mle", "the same, trained on without a game": "mle-continued", "FCE": "joint",
     "FCE by 1:1 updates (not the paper's rule)": "one-to-one", "FCE, tilted EBM (ours)": "tilted",
-    "FCE, residual EBM (ours)": "residual", "DCGAN": "dcgan"}
+    "FCE, residual EBM (ours)": "residual", "NCE against the frozen Glow": "frozen-flow",
+    "NCE against Gaussian noise": "gaussian-noise", "DCGAN": "dcgan"}
 
 
 def table(scores: pd.DataFrame, heading: str, rows: dict[str, tuple[str, str]], columns: list[Column]) -> str:
