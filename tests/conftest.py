@@ -2,8 +2,9 @@
 
 import os
 
-for library in ("OMP", "OPENBLAS"):  # read when torch and numpy are loaded, here and in what a test starts: on a busy
-    os.environ[f"{library}_NUM_THREADS"] = "1"  # machine threads that wait for one another made 9 seconds six minutes
+# Read when torch and numpy are loaded, here and in what a test starts. Threads do not survive a fork, and on a busy machine
+# they waited for one another: 9 seconds became six minutes.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 import pytest  # noqa: E402 - after the lines above
 import torch  # noqa: E402
@@ -32,7 +33,6 @@ def no_server(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def same_seed():
-    torch.set_num_threads(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield

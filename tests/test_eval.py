@@ -140,6 +140,7 @@ def test_the_standard_error_is_the_bootstraps() -> None:
         drawn = bootstrap([x.double().numpy() for x in samples], lambda *x, axis: sum(y.mean(axis) for y in x) / len(x),
                           n_resamples=4000, method="percentile", rng=rng)
         assert standard_error(*samples) == pytest.approx(drawn.standard_error, rel=0.05)
+    assert standard_error(b) == standard_error(b)
     assert standard_error(b[:1]) is None
     for alike in (torch.ones(25), torch.zeros(25)):  # Wilson's interval of 25 of 25 begins at 0.867
         assert standard_error(alike) == pytest.approx((1 - 0.8668) / 1.96, rel=1e-3)

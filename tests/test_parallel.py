@@ -36,7 +36,7 @@ def start(folder: Path, processes: int, stage: str, *argv: str) -> subprocess.Po
     command = [sys.executable, *(shared if processes > 1 else []), "-c", STAGE, stage, *argv]
     path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                            env=environment(PYTHONPATH=path, OMP_NUM_THREADS="1"))
+                            env=environment(PYTHONPATH=path))
 
 
 def run(folder: Path, processes: int, stage: str, *argv: str, fails: bool = False) -> str:

@@ -84,7 +84,6 @@ class Run:
 
 def undisturbed(profile: Path, names: Iterable[str]) -> Path:
     """The profile, after runs that nothing disturbed."""
-    torch.set_num_threads(1)  # threads do not survive a fork
     for experiment in sorted({name.split("/")[0] for name in names}):
         assert run_stage("data", *flags("data", profile / experiment)) == 0
     for name in names:
