@@ -2,14 +2,14 @@
 
 import os
 
-# Read when torch and numpy are loaded, here and in what a test starts. Threads do not survive a fork, and on a busy machine
-# they waited for one another: 9 seconds became six minutes.
+# Read when torch and numpy are loaded, here and in what a test starts. Threads do not survive a fork, and on a busy
+# machine they waited for one another: 9 seconds became six minutes.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
-import pytest  # noqa: E402 - after the lines above
-import torch  # noqa: E402
+import pytest
+import torch
 
-from pipeline import mirror  # noqa: E402
+from pipeline import mirror
 
 FIRST = ("test_engines", "test_grain", "test_resume", "test_faults")  # the longest files: the workers then end together
 FAST = {"test_compare", "test_energy", "test_explain", "test_flow", "test_house", "test_intervals", "test_objective",
