@@ -4,6 +4,7 @@ CORES ?= $(shell nproc 2> /dev/null || getconf _NPROCESSORS_ONLN)
 HOST ?= 127.0.0.1
 PORT ?= 5000
 ALLOWED_HOSTS ?=
+COMMA := ,
 VENV := .venv
 IS_OURS = import sys; sys.exit(sys.version_info[:2] != (3, 11))
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -61,7 +62,7 @@ gpu: install  ## what a GPU makes of it, in MINUTES (10); the same command goes 
 
 ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
 ui: install  ## send what MLflow does not have yet, and start its UI: on loopback, unless HOST, PORT, ALLOWED_HOSTS=... say otherwise
-	-python -m fce send --links http://$(HOST):$(PORT)
+	-python -m fce send --links http://$(or $(filter-out *,$(firstword $(subst $(COMMA), ,$(ALLOWED_HOSTS)))),$(HOST):$(PORT))
 	mlflow server --host $(HOST) --port $(PORT) $(if $(ALLOWED_HOSTS),--allowed-hosts "$(ALLOWED_HOSTS)") --workers 1 \
 	  --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db"
 

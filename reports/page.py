@@ -244,12 +244,16 @@ def experiments(results: Results) -> list[tuple[str, str]]:
 
 
 def missing(results: Results, experiment: str, why: Reason) -> list[Block]:
-    """The measures that an experiment has no scores of, by reason."""
-    have = set(results.scores.set_index(["experiment", "arm", "measure"]).index)
+    """The measures that an experiment has no scores of, or not of every seed, by reason."""
+    have = set(results.scores.set_index(["experiment", "arm", "measure", "seed"]).index)
     reasons: dict[str, list[str]] = {}
+    seeds = results.settings.seeds(results.profile, experiment)
     for measure, arms in results.settings.measured(results.profile, experiment).items():
-        for arm in [arm for arm in arms if (experiment, arm, measure) not in have]:
-            reasons.setdefault(why(experiment, arm, measure), []).append(f"{measure} of {arm}")
+        for arm in arms:
+            lacking = [str(seed) for seed in seeds if (experiment, arm, measure, seed) not in have]
+            which = f", seed {' and '.join(lacking)}" * (len(lacking) < len(seeds))
+            if lacking:
+                reasons.setdefault(why(experiment, arm, measure), []).append(f"{measure} of {arm}{which}")
     name = called(experiment, results.profile)
     return [Text(f"{name}: {reason} ({', '.join(what)})", "missing") for reason, what in reasons.items()]
 

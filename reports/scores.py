@@ -80,13 +80,14 @@ class Results:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Of the score files, and of the curves of joint training."""
-        games = []
+        """Of the score files, and of the curves of joint training; an EBM that only looks on has no numbers."""
+        table, games = score_table(self.files[path] for path in self.files if path in self.named), []
         for name, experiment in self.settings.experiments[self.profile].items():
             alone = [arm for arm, game in experiment.arms.items() if not game.value_weight]
+            looks_on = (table["experiment"] == name) & table["arm"].isin(alone) & (table["model"] == "ebm")
+            table = table[~looks_on]
             games.append(of_game(curves(self, name, "joint"), self.profile, name, alone))
-        return pd.concat([score_table(self.files[path] for path in self.files if path in self.named), *games],
-                         ignore_index=True)
+        return pd.concat([table, *games], ignore_index=True)
 
 
 def score_files(folder: Path) -> dict[Path, dict[str, Any]]:

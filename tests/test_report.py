@@ -578,9 +578,19 @@ def test_missing_numbers_say_why_from_the_furthest_upstream_log(tmp_path):
     later = [failure for failure in failed if failure["stage"] == "pretrain"]
     assert origins.why_missing(results, later, "cifar10", "joint", "fid") == "not run: pretrain failed: later"
     assert origins.why_missing(results, later, "cifar10", "dcgan", "fid") == "not run yet"  # a DCGAN needs no flow
+    (tmp_path / "full/svhn/seed-1/mle/fid.json").unlink()
     html = rendered(tmp_path, "full")
     assert "data failed: no &lt;b&gt;archive&lt;/b&gt;" in html and "no <b>" not in html
-    assert "41.7 ± 1.6" in html
+    assert "fid of mle, seed 1" in html and "fid of joint, seed" not in html
+
+
+def test_an_ebm_that_only_looks_on_has_no_numbers(tmp_path):
+    for arm in ("joint", "mle-continued"):
+        put(tmp_path, "full", "digits", arm, "bits_per_dim", {0: 1.5}, name="bits_per_dim", model="ebm")
+        put(tmp_path, "full", "digits", arm, "fid", {0: 0.5}, name="frechet_distance", model="flow")
+    found = results_of(tmp_path).scores
+    assert set(zip(found["arm"], found["model"], strict=True)) == {
+        ("joint", "ebm"), ("joint", "flow"), ("mle-continued", "flow")}
 
 
 def test_the_page_stands_alone_and_escapes(tmp_path):
