@@ -82,9 +82,8 @@ def simple_codes(data: Images) -> list[Score]:
     log2_p = torch.log2(counts / counts.sum(0))
     test = data.images["test"].flatten(1).cpu().split(most)
     bits = torch.cat([-log2_p.gather(0, part.long()).sum(1).double() for part in test]) / data.dims
-    rate = math.log2(data.levels) * size / data.dims
     return [
-        Score(name="bits_per_dim_uniform", model="data", value=rate, n=len(bits),
+        Score(name="bits_per_dim_uniform", model="data", value=math.log2(data.levels), n=len(bits),
               protocol=f"{data.levels} equally likely levels"),
         mean_score("bits_per_dim_histogram", "data", bits,
                    "independent pixels, add-one histograms of the training part, on the test part"),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 from eval import distortions
-from eval.labelled import looks
+from eval.labelled import looks, middle
 from fce.data.batches import Images
 from fce.data.pixels import shifted, to_tensor
 from pipeline.checkpoint import save
@@ -51,8 +51,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Features [B, F] of uint8 images [B, C, H, W]."""
-        x = (images + 0.5) / self.levels - 0.5
-        return self.body(x.to(memory_format=self.layout))
+        return self.body(middle(images, self.levels).to(memory_format=self.layout))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
@@ -82,7 +81,8 @@ def run(job: Job) -> None:
     random, batch = data.generator(job.seed_for("batches")), min(settings.batch, len(x))
     per_epoch = len(x) // batch
     total = settings.epochs * per_epoch
-    course, done = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total, pct_start=0.2), Epochs()
+    length, done = max(total, 10), Epochs()  # of fewer steps a fifth, which the rate rises for, is none
+    course = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, length, pct_start=0.2)
     keeper = job.keeper("training", done=done, model=model, optimizer=optimizer, course=course, random=random)
     keeper.load()
     for step, progress in steps(total, batch, done.step):

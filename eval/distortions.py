@@ -52,7 +52,7 @@ DISTORTIONS: dict[str, tuple[Distort, tuple[float, ...]]] = {  # with five stren
     "contrast": (paler, (0.1, 0.25, 0.5, 0.7, 0.9)),  # share lost
     "jpeg": (compressed, (10, 30, 50, 75, 90)),  # 100 - quality
 }
-CLASSES = (0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the classes that are missing
+CLASSES = (0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the classes that are missing, in whole classes
 
 
 def curve(look: Callable[[np.ndarray], Tensor], images: np.ndarray, labels: np.ndarray, levels: int
@@ -77,9 +77,9 @@ def curve(look: Callable[[np.ndarray], Tensor], images: np.ndarray, labels: np.n
             rows.append((name, strength, frechet(moved, reference)))
     names = np.unique(labels)
     rows.append(("missing classes", 0.0, start))
-    for share in CLASSES:
-        kept = np.isin(labels, names[max(1, round(share * len(names))):])
-        rows.append(("missing classes", share, frechet(features[torch.from_numpy(kept)], reference)))
+    for missing in sorted({max(1, round(share * len(names))) for share in CLASSES} - {len(names)}):
+        kept = np.isin(labels, names[missing:])
+        rows.append(("missing classes", missing / len(names), frechet(features[torch.from_numpy(kept)], reference)))
     return [dict(zip(("distortion", "strength", "distance"), row, strict=True)) for row in rows]
 
 

@@ -110,7 +110,8 @@ def by_class(found: Tensor, real: Reference, model: Model, what: str) -> list[Sc
     if real.look.classes is None:
         return []
     drawn, trained = (real.look.classes(features) for features in (found, real.features))
-    counts = [torch.bincount(each, minlength=int(trained.max()) + 1).double() for each in (drawn, trained)]
+    classes = int(max(drawn.max(), trained.max())) + 1
+    counts = [torch.bincount(each, minlength=classes).double() for each in (drawn, trained)]
     shares = [each / each.sum() for each in counts]
     protocol = f"{what}, by the classes that {real.look.words} tell"
     scores = [Score(name="class_coverage", model=model, value=1 - 0.5 * (shares[0] - shares[1]).abs().sum().item(),

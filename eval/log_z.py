@@ -49,7 +49,8 @@ def run(job: Job) -> None:
     for kind, (value, n, protocol) in kinds.items():
         scores += [Score(name=f"log_z_{kind}", model="ebm", value=value, n=n, protocol=protocol),
                    mean_score(f"bits_per_dim_{kind}", "ebm", bits.mean(0) + value / (data.dims * math.log(2)),
-                              f"test part, {len(bits)} dequantisation draws; log Z: {protocol}")]
+                              f"test part, {len(bits)} dequantisation draws, whose error alone is given; log Z: "
+                              f"{protocol}")]
     facts = {
         "excess_mass": (max(0.0, kinds["certificate"][0] - c),
                         "certificate minus c, where positive: exp(f - c) integrates to e^this or more"),

@@ -26,11 +26,12 @@ def run(job: Job) -> None:
     bits, updates = known["bits_per_dim"], known["updates"]
     what = f"at update {updates[-1]} minus at update {updates[0]}, averaged weights, the same noise at both"
     n = images.shape[1]
+    part, held = job.data.held_out(n)
     scores = [
         Score(name=f"{look.names.frechet}_change", model="flow", value=distances[-1] - distances[0], n=n, shared=False,
               protocol=f"{n} samples {what}; against {len(train)} training images, {look.words}"),
-        Score(name="bits_per_dim_change", model="flow", value=bits[-1] - bits[0], n=n,
-              protocol=f"{n} validation images (of the training images where none are) {what}"),
+        Score(name="bits_per_dim_change", model="flow", value=bits[-1] - bits[0], n=len(held),
+              protocol=f"{len(held)} images of the {part} part {what}"),
     ]
     write_scores(job, scores, {"updates": np.array(updates), "bits_per_dim": np.array(bits),
                                "distance": np.array(distances), "images": images[:, :GRID],

@@ -92,6 +92,11 @@ class Path:
     keeper: Callable[..., Any] = Unkept
     progress: Callable[[int, int, int], Callable[..., None]] = lambda *_: lambda *_, **__: None
 
+    def __post_init__(self) -> None:
+        for name in ("temperatures", "leapfrog"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, but it is 1 at least")
+
     @cached_property
     def betas(self) -> list[float]:
         """The temperatures b, from 0 to 1."""
@@ -246,7 +251,13 @@ def bound_log_z(energy: EnergyModel, flow: Sampler, samples: int = 10_000, chain
     Returns:
         `learned`: c. `importance`, `ais`: estimates, each below log Z in expectation. `certificate`: a lower bound with
         probability `level`, whatever the players are. `effective_samples`, `effective_chains`: how far to trust them.
+
+    Raises:
+        ValueError: a number below 1, or a level that is no probability.
     """
+    if min(samples, chains) < 1 or not 0 < level < 1:
+        raise ValueError(f"samples: {samples}, chains: {chains}, level: {level}; the first two are 1 at least, "
+                         "the level lies between 0 and 1")
     c, device = energy.c.item(), str(energy.c.device)
 
     def weight(x: Tensor, log_q: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class EnergyModel(nn.Module):
         slope: of the leaky ReLU below 0.
 
     Raises:
-        ValueError: there are no such layers.
+        ValueError: there are no such layers, or a side can't be halved.
 
     >>> energy = EnergyModel((3, 32, 32))
     >>> energy(torch.zeros(5, 3, 32, 32)).shape, energy.c.item()
@@ -44,7 +44,8 @@ class EnergyModel(nn.Module):
             self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
             self.head: nn.Module = nn.Linear(widths[-1], 1)
         else:
-            count = halvings(shape[1], len(widths))
+            if not (count := halvings(shape[1], len(widths))):
+                raise ValueError(f"shape: images of side {shape[1]}, but a side is even and 4 at least")
             sizes = [shape[0], *widths[len(widths) - count :]]
             self.hidden = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(sizes))
             self.head = nn.Conv2d(sizes[-1], 1, shape[1] // 2**count)

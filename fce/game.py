@@ -114,6 +114,8 @@ class Game:
             if self.warm_updates == total:
                 rms = residual.detach().square().mean(1).sqrt().tolist()
                 log.info("warm start: f - c follows log q to %s nats rms after %d steps", words(rms), total)
+                if not all(map(math.isfinite, rms)):
+                    raise Diverged(f"the warm start ended at {words(rms)} nats rms; lower joint.warm_lr")
             tick()
         self.ebm_clipped.zero_()
         self.ebm_optimizer.state.clear()

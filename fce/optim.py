@@ -34,7 +34,7 @@ def lr_factor(decay: str, warmup: int, update: int, progress: float) -> float:
 
 
 class Average:
-    """Exponential moving average of the parameters of a stack of models; buffers are copied as they are.
+    """Exponential moving average of the parameters of a stack of models, and of buffers but flags.
 
     The decay grows as (1 + t) / (10 + t) until it reaches `decay`, so that short runs forget their start.
     """

@@ -98,7 +98,7 @@ class Supply:
 
     def state_dict(self) -> dict[str, Any]:
         state = {"data": [data.state_dict() for data in self.data], "chance": [g.get_state() for g in self.generators],
-                 "ahead": self.ahead, "moved": self.moved, "dropped": self.dropped}
+                 "ahead": self.ahead, "moved": self.moved, "dropped": self.dropped, "lost": self.lost}
         if parallel.size() > 1:  # each process holds its own share of a minibatch, and one saves: they will draw others
             return state | {"kept": None, "stock": []}
         return state | {"kept": (self.kept.x, self.kept.eps) if self.kept else None, "stock": self.stock}
@@ -112,5 +112,5 @@ class Supply:
         for generator, own in zip(self.generators, state["chance"], strict=True):
             generator.set_state(own)
         self.ahead, self.moved = state["ahead"], state["moved"]
-        self.dropped, self.stock = state["dropped"], state["stock"]
+        self.dropped, self.lost, self.stock = state["dropped"], state["lost"], state["stock"]
         self.kept = Minibatch.of(self.noise, *state["kept"]) if state["kept"] else None

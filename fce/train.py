@@ -1,6 +1,7 @@
 """Train on tensors of one's own: Glow by maximum likelihood, then the game of section 2.3 between it and an EBM."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fce.energy import EnergyModel, Residual, Tilted
+from fce.flow.coupling import net_precision
 from fce.flow.glow import Glow
 from fce.flow.layers import one_of
 from fce.game import Game
@@ -57,6 +59,7 @@ class Settings:
     def __post_init__(self) -> None:
         one_of("rule", self.rule, "ratio", "accuracy")
         one_of("decay", self.decay, "cosine", "constant")
+        one_of("precision", self.precision, "fp32", "tf32", "bf16")
         for name in ("ebm_updates", "batch", "noise_ratio", "ebm_per_round", "flow_per_round"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, but it is 1 at least")
@@ -116,17 +119,20 @@ def play(flow: Glow, energy: EnergyModel, x: Tensor, settings: Settings | None =
     known: Any = SimpleNamespace(**vars(own), energy=kind, noise="flow" if own.flow_lr > 0 else "frozen-flow")
     if kind == "tilted" and known.warm_start:
         raise ValueError("warm_start: a tilted EBM starts as its flow; set it to 0")
+    if isinstance(energy, Tilted):
+        energy.base = None  # of a game before
     noise, learner = Stack([flow]), Stack([energy])
     supply = Supply(cast(Any, [Rows(x, change)]), [torch.Generator().manual_seed(seed)], noise, known)
     game, switch, rows = Game(noise, learner, supply, known), Switch.of(known), list[dict[str, float]]()
     game.start()
     while game.ebm_updates < known.ebm_updates:
         of_ebm = switch.turn == "ebm" or not game.learns
-        right = game.update_ebm() if of_ebm else game.update_flow()
+        with net_precision(game.precision):
+            right = game.update_ebm() if of_ebm else game.update_flow()
         if of_ebm:
             rows.append(game.rows()[0])
         if game.learns:
             switch.update(right)
-    if kind == "tilted":
-        energy.base = flow  # which makes it a density of its own
+    if isinstance(energy, Tilted):
+        energy.base = deepcopy(flow).requires_grad_(False)  # which makes it a density of its own
     return rows

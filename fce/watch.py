@@ -63,9 +63,12 @@ class Watch:
     def look_at_flow(self) -> None:
         flow = self.game.noise
         with torch.no_grad():  # in x, not in eps: near the box's walls a logit magnifies float32's rounding
-            x = flow("decode", self.game.supply.normal(64))[0]
+            own = torch.Generator().manual_seed(0)  # to look must not change what the players draw
+            eps = torch.randn(flow.size, 64, flow.first.dims, generator=own).to(self.game.device)
+            x = flow("decode", eps)[0]
             back = flow("decode", flow("encode", x)[0])[0]
-            errors = torch.where(x.isfinite(), back - x, 0).abs().flatten(2).amax(2).quantile(FEW_FLY, dim=1).tolist()
+            off = torch.where(x.isfinite(), back - x, 0).abs().nan_to_num(nan=torch.inf).flatten(2).amax(2)
+            errors = off.quantile(FEW_FLY, dim=1).tolist()
             scales = flow("max_log_scale").tolist()
         for name, error, scale in zip(self.names, errors, scales, strict=True):
             if error > self.limits.round_trip:

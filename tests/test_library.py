@@ -44,10 +44,21 @@ def test_every_public_name_is_there_and_no_other() -> None:
     (lambda: fce.Glow((3, 32, 32), levels=6), "flow.levels: 6 levels halve the side 32 to an odd number"),
     (lambda: fce.Settings(rule="ratoi"), "rule: 'ratoi'"),
     (lambda: fce.Settings(batch=0), "batch: 0, but it is 1 at least"),
+    (lambda: fce.Settings(precision="fp16"), "precision: 'fp16'"),
+    (lambda: fce.EnergyModel((1, 9, 9)), "shape: images of side 9"),
+    (lambda: bounds(temperatures=0), "temperatures: 0, but it is 1 at least"),
+    (lambda: bounds(leapfrog=0), "leapfrog: 0"),
+    (lambda: bounds(level=1.0), "level: 1.0"),
+    (lambda: bounds(chains=0), "chains: 0"),
 ])
 def test_a_slip_is_refused_in_words(make, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         make()
+
+
+def bounds(**settings: float) -> dict[str, float]:
+    flow = fce.Glow((2,), levels=1, steps=1, width=4, layers="fc", input="identity")
+    return fce.bound_log_z(fce.EnergyModel((2,), layers="fc", widths=(4,)), flow, **settings)
 
 
 def test_a_tilted_ebm_plays_and_is_a_density_then() -> None:
@@ -57,6 +68,8 @@ def test_a_tilted_ebm_plays_and_is_a_density_then() -> None:
     rows = fce.play(flow, energy, x, fce.Settings(ebm_updates=10, batch=20, ebm_per_round=2, flow_lr=1e-4))
     assert len(rows) == 10 and rows[-1]["flow_updates"] >= 4
     assert energy.log_prob(x[:5]).isfinite().all()
+    again = fce.play(flow, energy, x, fce.Settings(ebm_updates=4, batch=20, flow_lr=1e-4))
+    assert len(again) == 4 and energy.base and torch.equal(energy.base.log_prob(x[:5]), flow.log_prob(x[:5]))
     with pytest.raises(ValueError, match="warm_start"):
         fce.play(flow, fce.Tilted((3, 8, 8), widths=(8, 8)), x, fce.Settings(warm_start=5))
 

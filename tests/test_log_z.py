@@ -64,8 +64,9 @@ def test_weights_of_known_mean():
 
 def test_pareto_k_is_the_tails_shape():
     uniform = torch.rand(100_000, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    for shape in (0.3, 0.9):  # U^-shape has a tail of that shape
-        assert pareto_k(-shape * uniform.log()) == pytest.approx(shape, abs=0.1)
+    for shape, error in ((0.3, 0.1), (0.9, 0.1), (3.0, 0.5), (30.0, 10.0)):  # U^-shape has a tail of that shape
+        assert pareto_k(-shape * uniform.log()) == pytest.approx(shape, abs=error)
+    assert pareto_k(1000 * torch.randn(10_000, generator=torch.Generator().manual_seed(3))) > 1  # most weights are 0
 
 
 def test_a_misspecified_model_has_a_wrong_c_and_a_right_importance_estimate():

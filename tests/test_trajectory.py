@@ -108,6 +108,8 @@ def test_a_distance_of_plain_pixels_rises_with_every_distortion_and_one_that_see
     rows = distortions.curve(edges, images, labels, 256)
     assert len(rows) == 30 and not {"noise", "contrast", "missing classes"} & set(distortions.not_ordered(rows))
     assert "noise" in distortions.not_ordered(distortions.curve(lambda x: look(x) * 0 + 1, images, labels, 256))
+    two = [row for row in distortions.curve(edges, images, labels // 5, 256) if row["distortion"] == "missing classes"]
+    assert [row["strength"] for row in two] == [0.0, 0.5] and two[0]["distance"] < two[1]["distance"]
 
 
 class Saturated:

@@ -117,6 +117,11 @@ class Images:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.order, self.at = state["order"].to(self.device), state["at"]
 
+    def held_out(self, n: int) -> tuple[str, Tensor]:
+        """At most n validation images, uint8; of the training part where there are none. The part first."""
+        part = "validation" if len(self.images["validation"]) else "train"
+        return part, self.images[part][:n]
+
     def part(self, name: str, generator: torch.Generator) -> Tensor:
         """All images of `validation` or `test`, dequantised."""
         return dequantize(self.images[name], self.levels, generator)

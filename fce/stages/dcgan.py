@@ -4,6 +4,7 @@ The paper's DCGAN column is that of TTUR (arXiv 1706.08500), not a run of its au
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,14 +22,18 @@ class Updates(State):
     """How far it has come, and what the losses were; a state in which they are no numbers is never saved."""
 
     def __init__(self, job: Job):
-        self.step, self.losses = 0, dict[str, float]()
+        self.step, self.losses = 0, dict[str, Tensor]()
         self.told = f"lower dcgan.{job.params.dcgan.rates}. States of earlier updates, if any, lie below {job.resume}"
 
-    def note(self, **losses: Tensor) -> dict[str, float]:
-        self.losses = {name: loss.item() for name, loss in losses.items()}
-        if not all(map(math.isfinite, self.losses.values())):
-            raise Stopped(f"dcgan: the losses are {self.losses} at update {self.step}; {self.told}")
-        return self.losses
+    def numbers(self) -> dict[str, float]:
+        found = {name: loss.item() for name, loss in self.losses.items()}
+        if not all(map(math.isfinite, found.values())):
+            raise Stopped(f"dcgan: the losses are {found} at update {self.step}; {self.told}")
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        self.numbers()
+        return super().state_dict()
 
 
 def run(job: Job) -> None:
@@ -53,8 +58,9 @@ def run(job: Job) -> None:
         update(optimizers[0], d_loss)
         g_loss = F.softplus(-discriminator(x)).mean()  # the same z, the new discriminator
         update(optimizers[1], g_loss)
+        done.losses = {"discriminator": d_loss.detach(), "generator": g_loss.detach()}
         if step % settings.log_every == 0 or step == rates.updates:
-            losses = done.note(discriminator=d_loss, generator=g_loss)
+            losses = done.numbers()
             job.record.log(step, **losses)
             progress(step, **losses)
         keeper.tick()

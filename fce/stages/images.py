@@ -209,8 +209,9 @@ def look_at(arrays: Mapping[str, np.ndarray], levels: int, source: str) -> None:
     images = arrays["train_images"]
     used, low = np.unique(images), images.min((0, 1, 2))
     for channel in np.flatnonzero(low == images.max((0, 1, 2))):
+        cure = "save the other channels alone" if images.shape[3] > 1 else "give images that differ"
         raise UserError(f"{source}, train_images: channel {channel} is {low[channel]} in every pixel of all images; "
-                        "the density of a constant is unbounded; save images[..., [0]] of another channel alone")
+                        f"there is nothing to learn in it; {cure}")
     if (images == images[0]).all():
         log.warning("%s, train_images: all are equal; there is nothing to learn", source)
     elif len(used) <= 2 < levels:

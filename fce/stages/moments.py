@@ -39,7 +39,7 @@ class Moments(State):
             return
         assert isinstance(self.data, Images)
         n, data, random = self.settings.images, self.data, torch.Generator().manual_seed(self.seed)
-        held = data.images["validation" if len(data.images["validation"]) else "train"][:n]
+        _, held = data.held_out(n)
         log_q, drawn = [], []
         model = copy.deepcopy(flow.first)  # the flow's own weights must not change: a game keeps a pass through them
         model.load_state_dict(flow.split(average.state)[0])
