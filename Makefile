@@ -72,12 +72,16 @@ pull: install  ## outputs from the DVC remote, marked as up to date for Snakemak
 	@test -f dvc.lock || { echo "there is no dvc.lock, which says what to fetch; it is committed with what is published"; exit 2; }
 	dvc pull --allow-missing
 	@ls build/*/*/scores.txt > /dev/null 2>&1 || { echo "the remote holds nothing of what dvc.lock names"; exit 2; }
-	snakemake --cores 1 --touch --forceall $$(ls build/*/*/scores.txt build/report/*/index.html 2> /dev/null)
+	@for made in build/*/*/scores.txt build/report/*/index.html; do test -e $$made || continue; \
+	  stage=$$(echo $$made | sed -E 's#build/report/(.*)/index.html#\1#; s#build/(.*)/(.*)/scores.txt#\1-run@\2#'); \
+	  if dvc status -q $$stage; then snakemake --cores 1 --touch --forceall $$made || exit; \
+	  else echo "$$made is not of this params.yaml and this code: it will be made again"; \
+	    find $$(dirname $$made) -type f -exec touch -t 197001020000 {} +; fi; done
 
 COMPILE = $(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
   --no-header --no-annotate -q
 EXTRA = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])
-lock: pyproject.toml  ## refresh the lock files (envs/README.md)
+lock: install pyproject.toml  ## refresh the lock files (envs/README.md)
 	$(COMPILE) pyproject.toml --extra suite --extra dev --extra slurm -o envs/requirements.lock
 	grep -A999 '^uv==' envs/requirements.lock | awk 'NR==1 || /^ /{print; next} {exit}' > envs/bootstrap.lock
 	python -c '$(EXTRA)' | tr ' ' '\n' | $(COMPILE) - -c envs/requirements.lock -o envs/bench.lock

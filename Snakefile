@@ -9,20 +9,19 @@ import sys
 from pathlib import Path
 
 from pipeline.catalogue import HOME, MODEL, SEED, STAGES
-from pipeline.devices import gpus, memory, processors
+from pipeline.devices import gpus, gpus_of_a_training, memory, processors
 from pipeline.errors import UserError
 from pipeline.explain import changed_in_vain
-from pipeline.fetch import fingerprint, own_input
+from pipeline.fetch import fingerprint, seen_input
 from pipeline.params import PROFILES, ParamsError, load
 from pipeline.sources import sources
 from snakemake.settings.enums import Quietness
 
 try:
     PARAMS = load("params.yaml")
-except ParamsError as error:
-    raise WorkflowError(f"params.yaml: {error}")
-
-SHARED = int(os.environ.get("FCE_GPUS", "1"))  # how many GPUs one training of images takes
+    SHARED = gpus_of_a_training()
+except UserError as error:
+    raise WorkflowError("params.yaml: " * isinstance(error, ParamsError) + str(error))
 # Here a job gets what there is; on a cluster, which a dry run may be about, it asks: who submits it need have none
 GPUS = gpus() if workflow.local_exec and not ("FCE_GPUS" in os.environ and workflow.output_settings.dryrun) else SHARED
 MEMORY = memory()
@@ -52,7 +51,7 @@ if workflow.local_exec:  # jobs that run side by side fit into this machine, or 
 
 wildcard_constraints:
     profile="|".join(PROFILES),
-    experiment="[A-Za-z0-9_-]+",
+    experiment="|".join(sorted({name for names in PARAMS.experiments.values() for name in names})) or "none",
     seed=r"\d+",
     arm="[a-z-]+",
 
@@ -162,14 +161,15 @@ def flags_of(name):
 
 def own_of(name, wildcards):
     """The file or folder of the user's that a job reads, if any."""
-    run = run_of(wildcards)
-    try:
-        path = own_input(name, PARAMS.experiments[run["profile"]][run["experiment"]].data if "experiment" in run else None)
-    except UserError:  # the stage says it
-        return None
-    if path and "DVC_STAGE" in os.environ and Path("data").resolve() not in path.absolute().parents:
-        logger.warning(f"{path}: dvc does not see when this changes; it looks at data/, where a link to it does")
-    return path
+    data = PARAMS.experiments[wildcards.profile][wildcards.experiment].data if "experiment" in wildcards.keys() else None
+    return seen_input(name, data, logger.warning)
+
+
+def start_of(name):
+    """What starts a stage; of resources, so that Snakemake does not record it: how many GPUs share a training is no result."""
+    alone = SHARED == 1 or not STAGES[name].shared
+    start = "python -m fce" if alone else f"torchrun --standalone --nproc-per-node {SHARED} -m fce"
+    return lambda wildcards, resources: start
 
 
 def own_files(name):
@@ -211,8 +211,7 @@ for NAME, STAGE in STAGES.items():
         params:
             flags=flags_of(NAME),
             own=own_hash(NAME),
-            start=f"torchrun --standalone --nproc-per-node {SHARED} -m fce" if STAGE.shared and SHARED > 1
-            else "python -m fce",
+            start=start_of(NAME),
         shell:
             "{params.start} {params.flags} --threads {threads} --out {output.made} > {log} 2>&1"
 
@@ -284,6 +283,9 @@ def end(failed):
     if failed:
         PAGE.parent.mkdir(parents=True, exist_ok=True)
         shell(f"python -m fce report --profile {ASKED} --build build --out {PAGE} >> {PAGE.parent}.log 2>&1 || true")
+    for path in (PAGE, PAGE.with_name("metrics.json")):
+        if path.exists() and (failed or "densities" in WORDS):
+            os.utime(path, (0, 0))  # of what is there now, and no job's: it is made again as soon as it can be whole
     shell("python -m fce send || true")
     if SCREEN:
         SCREEN.close_run()

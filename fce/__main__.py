@@ -17,6 +17,9 @@ def checkout() -> Path | None:
 
 
 def main() -> int:
+    if sys.version_info < (3, 11):  # noqa: UP036 - a checkout asks no installer
+        sys.stderr.write(f"error: this is Python {sys.version.split()[0]}, and the suite is of 3.11: `make install`\n")
+        return 2
     root = checkout()
     if root is None:
         sys.stderr.write("error: fce's stages run from a checkout of its repository, and this folder is in none; "

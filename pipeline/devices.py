@@ -85,6 +85,14 @@ def take(indices: Sequence[int]) -> int:
     return indices[0 if "LOCAL_RANK" in os.environ else os.getpid() % len(indices)]
 
 
+def gpus_of_a_training() -> int:
+    """How many GPUs one training of images takes: FCE_GPUS, or one."""
+    given = os.environ.get("FCE_GPUS", "1")
+    if not given.isdecimal():
+        raise UserError(f"FCE_GPUS: {given!r}, but it is the number of GPUs that one training takes")
+    return int(given)
+
+
 def memory() -> int:
     """MB that are free for jobs."""
     import psutil  # a stage that ends within a minute does without

@@ -6,6 +6,7 @@ Neither is used before its SHA-256 holds. (torchvision's own download falls back
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from functools import cache
 from http import HTTPStatus
 from http.client import HTTPException
@@ -55,6 +56,17 @@ def own_input(stage: str, data: Any = None) -> Path | None:
     if stage == "inception":
         return own_file(WEIGHTS)
     return own_data(data.source, getattr(data, "file", "")) if stage == "data" else None
+
+
+def seen_input(stage: str, data: Any, warn: Callable[[str], None]) -> Path | None:
+    """`own_input` for an engine: a wrong FCE_DATA is the stage's to say. Warns of what DVC does not see."""
+    try:
+        path = own_input(stage, data)
+    except UserError:
+        return None
+    if path and "DVC_STAGE" in os.environ and Path("data").resolve() not in path.absolute().parents:
+        warn(f"{path}: dvc does not see when this changes; it looks at data/, where a link to it does")
+    return path
 
 
 def own_data(source: str, file: str = "") -> Path | None:

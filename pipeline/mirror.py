@@ -284,11 +284,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         server, records = Server(uri), {path: read_record(path) for path in (ROOT / "build").rglob("*.run.jsonl")}
         waiting = [path for path, lines in records.items() if lines and server.waits(path, lines)]
         waiting.sort(key=lambda path: records[path][0]["time"])  # a model's run begins with its training
-        sent = 0
+        sent = in_row = 0
         for path in waiting:
             taken = send(path, uri)
-            sent, failed = sent + taken, failed + (not taken)
-            if failed == 2:  # the server is down: its other records wait too
+            sent, failed, in_row = sent + taken, failed + (not taken), 0 if taken else in_row + 1
+            if in_row == 2:  # the server is down: its other records wait too
                 break
         if waiting:
             log.info("%d records sent to MLflow, %d wait", sent, len(waiting) - sent)

@@ -32,6 +32,8 @@ from pipeline.resume import listening
 from pipeline.schema.experiment import SECTIONS, Sections
 from pipeline.track import Run
 
+COMPILE = ("auto", "yes", "no")
+
 
 def main(name: str, argv: Sequence[str]) -> int:
     """Parse the command line of the stage `name`, and run it."""
@@ -78,7 +80,7 @@ def parser(name: str, words: str | None) -> argparse.ArgumentParser:
         flags.add_argument("--save-every", type=float, default=os.environ.get("FCE_SAVE_EVERY", "300"),
                            help="seconds between saved states (default: FCE_SAVE_EVERY, or 300); a signal saves one")
     if stage.shared:
-        flags.add_argument("--compile", default=os.environ.get("FCE_COMPILE", "auto"), choices=("auto", "yes", "no"),
+        flags.add_argument("--compile", default=os.environ.get("FCE_COMPILE", "auto"), choices=COMPILE,
                            help="what trains; as CUDA graphs on a GPU (default: FCE_COMPILE, or auto: Glow alone, "
                                 "of images, on a GPU)")
     return flags
@@ -87,6 +89,8 @@ def parser(name: str, words: str | None) -> argparse.ArgumentParser:
 def jobs_of(name: str, given: argparse.Namespace, command: str) -> list[Job]:
     """A job for each arm and seed."""
     stage, device, jobs = STAGES[name], devices.choose(given.device), list[Job]()
+    if stage.shared and given.compile not in COMPILE:  # argparse does not look at a default
+        raise UserError(f"FCE_COMPILE: {given.compile!r}, but it is one of {', '.join(COMPILE)}")
     paths = {flag: path for flag in stage.needs if (path := getattr(given, flag))}
     for arm, seed in itertools.product(getattr(given, "arm", [""]), getattr(given, "seed", [0])):
         inputs = {flag: place(path, arm, seed) for flag, path in paths.items()

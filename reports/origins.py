@@ -30,17 +30,29 @@ def place_of(folder: Path, path: Path) -> dict[str, str]:
 
 
 def failures(results: Results) -> list[dict[str, str]]:
-    """The stages whose log ends in an `error: ` line, or that were killed; furthest upstream first."""
+    """The stages whose log ends in an `error: ` line, or that were killed; furthest upstream first.
+
+    A stage whose outputs are there has not failed: its log is of another try.
+    """
     found = []
     folders = {results.build / "downloads", *(path.parent for path in results.named)}
     for path in chain.from_iterable(folder.glob("*.log") for folder in folders):
         errors = ERROR_LINE.findall(path.read_text(errors="replace"))
-        if errors:
+        if errors and not all_there(results, path):
             found.append({**place_of(results.folder, path), "stage": path.stem, "why": errors[-1]})
     found += [{**place_of(results.folder, path), "stage": path.name, "why": KILLED} for path in sorted(results.named)
               if (kept := path.with_name(f"{path.name}.run.jsonl")).exists() and was_killed(kept)]
     order = {stage: place for place, stage in enumerate(STAGES)}
     return sorted(found, key=lambda failure: (order.get(failure["stage"], len(order)), *failure.values()))
+
+
+def all_there(results: Results, log: Path) -> bool:
+    """Whether every output of the runs that a log is of lies there."""
+    place, stage = place_of(results.folder, log), log.stem
+    runs = results.outputs(stage, place["experiment"]) if stage in STAGES else {}
+    made = [path.exists() for (seed, arm), path in runs.items()
+            if place["seed"] in ("", str(seed)) and place["arm"] in ("", arm)]
+    return bool(made) and all(made)
 
 
 def road(results: Results, experiment: str, arm: str, stage: str) -> set[str]:
@@ -80,7 +92,7 @@ def provenance(results: Results) -> pd.DataFrame:
     rows, ids, runs = [], [], mirror.runs()
     for path in sorted(what_ran(results) & results.named):
         place, file = place_of(results.folder, path), results.files.get(path, {"scores": [], "provenance": {}})
-        origin = record(path) | file["provenance"]
+        origin = file["provenance"] | record(path)
         numbers = [f"{score['model']} {score['name']} {score['labels'] or ''} {score['value']:.6g}"
                    for score in file["scores"]]
         ids.append(anchor(place["experiment"], place["arm"], path.name, place["seed"]))
@@ -106,10 +118,13 @@ def record(path: Path) -> dict[str, Any]:
 def costs(results: Results, experiments: Iterable[str]) -> dict[str, str]:
     """Hours and CPU-hours of these experiments' processes, by Snakemake's benchmarks; kWh of GPUs that told them."""
     homes = [results.folder / experiment for experiment in experiments]
-    tables = [pd.read_csv(path, sep="\t", na_values="-") for home in homes for path in home.glob("**/*.benchmark.tsv")]
+    named = {path.parent for path in results.named}  # others are of arms and seeds that are gone
+    tables = [pd.read_csv(path, sep="\t", na_values="-") for home in homes for path in home.glob("**/*.benchmark.tsv")
+              if path.parent in {home, *named}]
     last = pd.DataFrame([table.iloc[-1] for table in tables], columns=["s", "cpu_time"])
     spent = {"Hours": last["s"].sum() / 3600, "CPU-hours": last["cpu_time"].sum() / 3600,
-             "GPU, kWh": sum(energy(path) for home in homes for path in home.glob("**/*.run.jsonl")) / 3.6e6}
+             "GPU, kWh": sum(energy(path) for home in homes for path in home.glob("**/*.run.jsonl")
+                              if path.parent in named) / 3.6e6}
     return {name: f"{value:.2g}" if value < 1 else f"{value:.1f}" for name, value in spent.items() if value}
 
 

@@ -73,7 +73,8 @@ def claims_table(scores: pd.DataFrame, claims: list[dict[str, Any]], why: Reason
         holds = int(((low < difference.means) & (difference.means < high)).sum())
         mark = f" {CAUTION}" * any((experiment, side["arm"]) in marked for side in sides)
         rows.append({"Claim": claim["claim"] + mark, "Data": called(experiment),
-                     "Value or difference": estimate(difference), "Holds in": f"{holds} of {len(difference)}",
+                     "Value or difference": estimate(difference),
+                     "Holds in": "–" if bound else f"{holds} of {len(difference)}",
                      "Seeds": links(difference.at.index, *places[0]), **ended,
                      "Where": claim["where"], "Protocol": claim["protocol"], "By seed": numbers[0],
                      "Minus": numbers[1] if others else [],

@@ -99,6 +99,16 @@ def test_a_clone_gets_outputs_from_a_remote_and_goes_on(project: Path, tmp_path:
     assert run(clone, "snakemake --cores 2 build/quick/ring/scores.txt") == set()
 
 
+def test_what_is_pulled_and_not_of_this_checkout_is_made_again(project: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(project), str(clone)], check=True)
+    shutil.copy(project / "data/mine.npz", clone / "data")
+    edit(clone, lambda params: params["quick"]["overrides"]["ring"]["density"].update(plot_points=26))
+    assert "build/quick/ring/scores.txt is not of this params.yaml and this code" in call(clone, "make -o install pull")
+    assert "Nothing to be done" in call(clone, "snakemake -n build/quick/mine/scores.txt")
+    assert "quick_ring_density" in call(clone, "snakemake -n build/quick/ring/scores.txt")
+
+
 def test_a_changed_file_of_the_users_is_seen_by_both_engines(project: Path) -> None:
     # 11: whatever its date says
     file = project / "data/mine.npz"
