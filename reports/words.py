@@ -21,7 +21,7 @@ OTHER_FEATURES = {"frechet_inception_distance": "frechet_distance"}  # where Inc
 
 
 def claims_of(profile: str) -> list[dict[str, Any]]:
-    """The claims that a profile judges: `small` those on its data, by their signs and by its classifier's FD."""
+    """The claims that a profile judges: `small` those on its data, of FID by its classifier's FD."""
     if profile == "full":
         return list(PAPER["claims"])
     here, chosen = load(ROOT / "params.yaml").experiments[profile], []
