@@ -12,13 +12,6 @@ class Density(Strict):
     points: Annotated[list[Annotated[int, Field(gt=0, le=4096)]], Field(min_length=2, max_length=2)]
     plot_points: Annotated[int, Field(ge=2, le=4096)]
 
-    @model_validator(mode="after")
-    def in_order(self) -> "Density":
-        if self.boxes[0] >= self.boxes[1] or self.points[0] <= self.points[1]:
-            raise ValueError(f"boxes: {self.boxes}, points: {self.points}; the box that is reported comes first, "
-                             "then a larger one; the finer grid comes first, then a coarser one")
-        return self
-
 
 class Classifier(Strict):
     epochs: Positive
