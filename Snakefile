@@ -167,8 +167,8 @@ def own_of(name, wildcards):
 
 def start_of(name):
     """What starts a stage; of resources, so that Snakemake does not record it: how many GPUs share a training is no result."""
-    alone = SHARED == 1 or not STAGES[name].shared
-    start = "python -m fce" if alone else f"torchrun --standalone --nproc-per-node {SHARED} -m fce"
+    shared = STAGES[name].shared and SHARED > 1
+    start = f"torchrun --standalone --nproc-per-node {SHARED} -m fce" if shared else "python -m fce"
     return lambda wildcards, resources: start
 
 

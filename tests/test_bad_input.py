@@ -278,7 +278,7 @@ def test_a_batch_larger_than_the_set_is_refused(made, tmp_path, capfd, stage):
 
 def test_a_grid_that_misses_a_mode_is_refused(made, tmp_path, capfd):
     content = json.loads((made / "build/quick/ring/params/density.json").read_text())
-    content["density"]["points"] = [2, 1]
+    content["density"]["points"] = [2, 2]
     own, out = write(tmp_path / "slice.json", json.dumps(content).encode()), tmp_path / "density.json"
     capfd.readouterr()
     assert run(made, "ring", "density", params=own, out=out) == 2

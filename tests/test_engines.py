@@ -177,10 +177,11 @@ def test_without_a_remote_pull_says_what_is_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("gpus", "training", "measure"), [("0", 0, 0), ("1", 1, 1), ("4", 4, 1)])
 def test_a_cluster_is_asked_for_gpus_that_nobody_looks_for(gpus: str, training: int, measure: int) -> None:
-    command = shlex.split("snakemake --profile profiles/slurm -n --forceall full")
+    command = shlex.split("snakemake --profile profiles/slurm -n -p --forceall full")
     done = subprocess.run(command, cwd=ROOT, env=environment(FCE_GPUS=gpus), capture_output=True, text=True)
     jobs = re.findall(r"rule (\w+):.*?resources: (.*?)\n", done.stdout + done.stderr, re.DOTALL)
     assert done.returncode == 0 and all("runtime=" in asked and "mem_mb=" in asked for _, asked in jobs)
+    assert ("torchrun" in done.stdout + done.stderr) == (gpus == "4")  # by one process otherwise
     wanted = {"pretrain": training, "joint": training, "dcgan": measure, "fid": measure, "full_ring_joint": 0}
     for rule, count in wanted.items():
         found = [asked for name, asked in jobs if name == rule]

@@ -578,14 +578,18 @@ def test_missing_numbers_say_why_from_the_furthest_upstream_log(tmp_path):
     later = [failure for failure in failed if failure["stage"] == "pretrain"]
     assert origins.why_missing(results, later, "cifar10", "joint", "fid") == "not run: pretrain failed: later"
     assert origins.why_missing(results, later, "cifar10", "dcgan", "fid") == "not run yet"  # a DCGAN needs no flow
-    (tmp_path / "full/svhn/seed-1/mle/fid.json").unlink()
     html = rendered(tmp_path, "full")
     assert "data failed: no &lt;b&gt;archive&lt;/b&gt;" in html and "no <b>" not in html
-    assert "fid of mle, seed 1" in html and "fid of joint, seed" not in html
-    for seed in (0, 1, 2):
-        (tmp_path / f"full/svhn/seed-{seed}/tilted").mkdir(parents=True, exist_ok=True)
-        (tmp_path / f"full/svhn/seed-{seed}/tilted/joint.pt").touch()  # the log is of an earlier try
+    assert "41.7 ± 1.6" in html
+    (tmp_path / "full/svhn/seed-0/tilted/joint.pt").touch()  # the log is of an earlier try
     assert ("svhn", "tilted") not in {(each["experiment"], each["arm"]) for each in origins.failures(results)}
+
+
+def test_a_seed_that_is_missing_is_named(tmp_path):
+    fids(tmp_path)
+    (tmp_path / "full/svhn/seed-1/mle/fid.json").unlink()
+    html = rendered(tmp_path, "full")
+    assert "fid of mle, seed 1" in html and "fid of joint, seed" not in html
 
 
 def test_an_ebm_that_only_looks_on_has_no_numbers(tmp_path):
